@@ -1,0 +1,197 @@
+"""The equations of AdaSCALE (arXiv 2503.08023), one pure function each: tensors in, tensors out.
+
+Shapes: ``B`` images of ``channels × height × width`` values, ``D`` activations, ``C`` classes. Statistics are
+float64 wherever the device has it, whatever the network ran in, so that thousands of terms add up exactly
+enough and ``exp(r)`` has room.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+PIXELS = ("trivial", "random", "salient", "all")
+VARIANTS = ("A", "L")
+
+# Above this magnitude a scaled logit is kept as limit·(1 + ln(value / limit)): still larger than every logit
+# below it, in the right order among its like, and finite for any r.
+_LOG_LIMIT = math.log(1e300)
+
+
+def statistics_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device without it (``mps``)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def leading_count(percent: float, size: int) -> int:
+    """How many of ``size`` activations the largest ``percent`` % are (k1, k2): ``int(size·percent/100)``, ≥ 1."""
+    return max(1, int(size * percent / 100))
+
+
+def pixel_count(fraction: float, size: int) -> int:
+    """How many of an image's ``size`` channel values the fraction ``o`` is: ``int(size·fraction)``, at least 1."""
+    return max(1, int(size * fraction))
+
+
+def kept_count(percentile: Tensor, size: int) -> Tensor:
+    """k of the scaling factor: ``size − round(size·p/100)`` (half to even), at least 1.
+
+    Args:
+        percentile: any shape, in percent, within (0, 100).
+        size: D.
+
+    Returns:
+        int64 counts in [1, size], of the same shape.
+    """
+    return (size - torch.round(size * percentile / 100)).long().clamp(min=1, max=size)
+
+
+def perturbation_direction(gradient: Tensor, fraction: float, pixels: str) -> Tensor:
+    """``sign(∇)·1_R`` of Algorithm 1: the gradient's sign on the chosen channel values, 0 elsewhere.
+
+    Args:
+        gradient: (B, ...) gradient of the predicted class's logit with respect to the image.
+        fraction: o in (0, 1], the share of an image's channel values that R has.
+        pixels: ``trivial`` (smallest absolute gradient), ``salient`` (largest) or ``all`` (ignores ``fraction``).
+
+    Returns:
+        Tensor like ``gradient`` with values −1, 0, 1. Of equal gradients the one that comes first in the image
+        is chosen first.
+    """
+    if pixels not in ("trivial", "salient", "all"):
+        raise ValueError(
+            f"pixels: {pixels!r} has no gradient direction; allowed are 'trivial', 'salient', 'all'"
+        )
+    sign = gradient.sign()
+    size = gradient[0].numel()
+    count = pixel_count(fraction, size)
+    if pixels == "all" or count >= size:
+        return sign
+    magnitude = gradient.flatten(1).abs()
+    if pixels == "salient":
+        magnitude = -magnitude
+    threshold = magnitude.kthvalue(count, dim=1, keepdim=True).values
+    chosen = magnitude <= threshold
+    # A tie at the threshold chooses too many. Where the tied gradient is 0 its sign is 0 and it does not matter.
+    tied = (chosen.sum(1, keepdim=True) > count) & (threshold != 0)
+    if tied.any():
+        below, equal = magnitude < threshold, magnitude == threshold
+        place = equal.cumsum(1, dtype=torch.int32)
+        first = below | (equal & (place <= count - below.sum(1, keepdim=True)))
+        chosen = torch.where(tied, first, chosen)
+    return sign * chosen.view_as(sign)
+
+
+def random_direction(shape: tuple[int, ...], fraction: float, seed: int) -> Tensor:
+    """The direction of ``pixels='random'``: pixels and signs drawn once from ``seed``, the same for every image.
+
+    The paper's Table 11 draws only the pixels and takes the gradient's signs; with the signs drawn too, no
+    gradient is needed.
+
+    Args:
+        shape: of one image, (channels, height, width).
+        fraction: o in (0, 1].
+        seed: of a generator of its own; the global random state is left alone.
+
+    Returns:
+        float32 CPU tensor of ``shape`` with ``pixel_count`` values of ±1, the others 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = math.prod(shape)
+    count = pixel_count(fraction, size)
+    chosen = torch.randperm(size, generator=generator)[:count]
+    direction = torch.zeros(size)
+    direction[chosen] = torch.randint(0, 2, (count,), generator=generator).mul_(2).sub_(1).to(direction.dtype)
+    return direction.view(shape)
+
+
+def running_sums(values: Tensor) -> Tensor:
+    """Sums of the first 1, 2, … columns of (B, D) values, in :func:`statistics_dtype`."""
+    return values.cumsum(1, dtype=statistics_dtype(values.device))
+
+
+def oodness(shift: Tensor, correction: Tensor, lmbda: float) -> Tensor:
+    """Q' = λ·Q + C_o, larger for images that a small perturbation moves more.
+
+    Args:
+        shift: (B,) Q, the sum of |a_ε − a| over the k1 largest activations.
+        correction: (B,) C_o, the sum of ReLU(a_ε) over the k2 largest activations.
+        lmbda: λ ≥ 0.
+    """
+    return lmbda * shift + correction
+
+
+def empirical_cdf(reference: Tensor, values: Tensor) -> Tensor:
+    """F(v) = share of ``reference`` (sorted ascending, 1-D) that is ≤ v: the right-continuous empirical CDF."""
+    return torch.searchsorted(reference, values, right=True).to(reference.dtype) / len(reference)
+
+
+def adaptive_percentile(cdf: Tensor, p_min: float, p_max: float) -> Tensor:
+    """p = p_min + (1 − F(Q'))·(p_max − p_min), in percent."""
+    return p_min + (1 - cdf) * (p_max - p_min)
+
+
+def factor_from_sums(total: Tensor, kept: Tensor) -> Tensor:
+    """r = Σ a⁺ / Σ (k largest a⁺); 1 for a row that has no positive activation."""
+    return torch.where(kept > 0, total / kept.clamp(min=torch.finfo(kept.dtype).tiny), 1.0)
+
+
+def scaling_factor(activation: Tensor, percentile: Tensor | float) -> Tensor:
+    """r = Σ a⁺ / Σ (the k largest a⁺) with k = :func:`kept_count`, the extent of scaling.
+
+    Args:
+        activation: (B, D), floating, rectified here.
+        percentile: in percent within (0, 100), one number or (B,).
+
+    Returns:
+        (B,) float64 (float32 on ``mps``), in [1, D].
+    """
+    rectified = activation.relu()
+    size = activation.shape[1]
+    total = rectified.sum(1, dtype=statistics_dtype(activation.device))
+    percentiles = torch.as_tensor(percentile, dtype=total.dtype, device=activation.device).expand(
+        len(activation)
+    )
+    counts = kept_count(percentiles, size)
+    deepest = int(counts.max()) if len(counts) else 1
+    sums = running_sums(rectified.topk(deepest, dim=1).values)
+    return factor_from_sums(total, sums.gather(1, counts[:, None] - 1).squeeze(1))
+
+
+def scale_activation_logits(logits: Tensor, bias: Tensor, factor: Tensor) -> Tensor:
+    """Logits of the scaled activation a·exp(r) (variant A), from z and the head's bias alone.
+
+    The head is linear, so they are exp(r)·(z − b) + b. Past 1e300 they grow with their logarithm instead, so
+    that they stay finite and in order for every r.
+
+    Args:
+        logits: (B, C) z.
+        bias: (C,) b, zeros for a head without.
+        factor: (B,) r.
+
+    Returns:
+        (B, C) in :func:`statistics_dtype`.
+    """
+    dtype = statistics_dtype(logits.device)
+    bias = bias.to(logits.device, dtype)
+    weighted = logits.to(dtype) - bias
+    factor = factor.to(dtype)[:, None]
+    limit = _LOG_LIMIT if dtype == torch.float64 else math.log(1e30)
+    if not len(logits) or float(factor.max()) + math.log(max(float(weighted.abs().max()), 1e-300)) <= limit:
+        return weighted * factor.exp() + bias
+    log_magnitude = factor + weighted.abs().log()
+    magnitude = log_magnitude.clamp(max=limit).exp() * (1 + (log_magnitude - limit).clamp(min=0))
+    return weighted.sign() * magnitude + bias
+
+
+def scale_logits(logits: Tensor, factor: Tensor) -> Tensor:
+    """z·r² (variant L), (B, C) in :func:`statistics_dtype`."""
+    dtype = statistics_dtype(logits.device)
+    return logits.to(dtype) * factor.to(dtype).square()[:, None]
+
+
+def energy(logits: Tensor) -> Tensor:
+    """The score: logsumexp of (B, C) logits, (B,); larger is more in-distribution."""
+    return logits.logsumexp(dim=1)
