@@ -1,0 +1,145 @@
+"""OpenOOD's protocol without OpenOOD: metrics by their definitions, tables, CSV."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_images, make_loader
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from openood_adascale import AdaSCALE
+from openood_adascale.evaluation import COLUMNS, Benchmark, accuracy, evaluate, ood_metrics, save_csv
+from openood_adascale.rivals import MSP
+from openood_adascale.settings import SettingError
+
+few = hnp.arrays(np.float64, st.integers(1, 30), elements=st.sampled_from([0.0, 1.0, 2.0, 3.0, 4.5, 7.0]))
+
+
+@given(few, few)
+def test_metrics_by_their_definitions(known, unknown):
+    got = ood_metrics(known, unknown)
+    larger = (known[:, None] > unknown).mean() + 0.5 * (known[:, None] == unknown).mean()
+    assert got["AUROC"] == pytest.approx(100 * larger)
+    # FPR at thresholds that catch 95 % of the OOD images (score <= threshold is OOD); scikit-learn leaves out
+    # thresholds between two others on a line, so that it need not be the lowest
+    thresholds = [t for t in np.unique(np.r_[known, unknown]) if (unknown <= t).mean() >= 0.95]
+    assert any(got["FPR@95"] == pytest.approx(100 * (known <= t).mean()) for t in thresholds)
+
+
+def test_fpr_at_95():
+    unknown = np.arange(100) / 100
+    known = np.r_[np.full(30, 0.5), np.full(70, 2.0)]
+    assert ood_metrics(known, unknown)["FPR@95"] == pytest.approx(30)
+    assert ood_metrics(known + 10, unknown) == pytest.approx(
+        {"FPR@95": 0, "AUROC": 100, "AUPR_IN": 100, "AUPR_OUT": 100}
+    )
+
+
+def test_extreme_scores():
+    metrics = ood_metrics(np.array([1e300, 2e303, 3e303]), np.array([-1e300, 5.0, 1e299]))
+    assert metrics["AUROC"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("known", "unknown"), [([], [1.0]), ([1.0], []), ([np.nan], [1.0])])
+def test_bad_scores_are_named(known, unknown):
+    with pytest.raises(ValueError, match="_scores: "):
+        ood_metrics(np.array(known), np.array(unknown))
+
+
+@pytest.fixture
+def data(id_images, ood_images):
+    return Benchmark(
+        test=make_loader(make_images(30, 7)),
+        near={"a": make_loader(make_images(20, 8, 0.3)), "b": make_loader(make_images(25, 9, 0.5))},
+        far={"c": make_loader(make_images(20, 10, 3))},
+        val=make_loader(id_images),
+        ood_val=make_loader(ood_images),
+        covariate_shift={"noisy": make_loader(make_images(10, 11, 0.1))},
+    )
+
+
+def test_table(network, data):
+    result = evaluate(AdaSCALE(network), data, progress=False)
+    assert list(result.table.index) == ["a", "b", "nearood", "c", "farood"]
+    assert tuple(result.table.columns) == COLUMNS
+    near = result.table.loc[["a", "b"]].mean()
+    pd.testing.assert_series_equal(result.table.loc["nearood"], near, check_names=False)
+    assert len(result.search) == 36
+    assert {name: len(s) for name, s in result.scores.items()} == {"id": 30, "a": 20, "b": 25, "c": 20}
+    want = ood_metrics(result.scores["id"], result.scores["a"])
+    assert result.table.loc["a", "AUROC"] == want["AUROC"]
+    full = evaluate(AdaSCALE(network), data, full_spectrum=True, progress=False)
+    assert len(full.scores["id"]) == 40
+
+
+def test_accuracy(network, data):
+    images, labels = data.test.dataset.tensors
+    with torch.no_grad():
+        want = (network(images).argmax(1) == labels).double().mean() * 100
+    network.train()
+    assert accuracy(network, data.test) == pytest.approx(float(want))
+    assert network.training
+
+
+def test_without_search_and_without_validation(network, data):
+    data.ood_val = None
+    assert evaluate(AdaSCALE(network), data, search=False, progress=False).search is None
+    with pytest.raises(ValueError, match=r"benchmark\.ood_val: None"):
+        evaluate(AdaSCALE(network), data)
+    data.val = None
+    with pytest.raises(ValueError, match=r"benchmark\.val: None"):
+        evaluate(AdaSCALE(network), data, search=False)
+    assert "nearood" in evaluate(MSP(network), data, progress=False).table.index
+
+
+def test_bad_benchmarks(network, data):
+    with pytest.raises(SettingError, match="near: "):
+        Benchmark(data.test, {}, data.far)
+    with pytest.raises(TypeError, match="network: None"):
+        evaluate(object(), data)
+
+
+class Postprocessor:
+    """An object with OpenOOD's postprocessor methods: energy divided by a temperature."""
+
+    APS_mode = True
+    hyperparam_search_done = False
+    args_dict = {"temperature": [1.0, 10.0, 1000.0]}  # noqa: RUF012
+
+    def setup(self, net, id_loader_dict, ood_loader_dict):
+        assert set(ood_loader_dict) == {"val", "near", "far"}
+        assert set(id_loader_dict) == {"train", "val", "test"}
+
+    def set_hyperparam(self, hyperparam):
+        (self.temperature,) = hyperparam
+
+    def get_hyperparam(self):
+        return [self.temperature]
+
+    def inference(self, net, loader, progress=True):
+        with torch.no_grad():
+            z = torch.cat([net(images) for images, _ in loader]) / self.temperature
+        return z.argmax(1).numpy(), z.logsumexp(1).numpy(), np.zeros(len(z), int)
+
+
+def test_any_object_with_openoods_methods(network, data):
+    method = Postprocessor()
+    result = evaluate(method, data, network, progress=False)
+    assert method.hyperparam_search_done
+    assert list(result.search["temperature"]) == [1.0, 10.0, 1000.0]
+    assert [method.temperature] == [result.search.loc[result.search["auroc"].idxmax(), "temperature"]]
+
+
+def test_csv(tmp_path):
+    tables = [
+        pd.DataFrame([[10.0, 90.126], [20.0, 80.0]], index=["nearood", "farood"], columns=["FPR@95", "AUROC"])
+    ]
+    save_csv(tables[0], tmp_path / "ood/one.csv")
+    assert (
+        tmp_path / "ood/one.csv"
+    ).read_text() == ",FPR@95,AUROC\nnearood,10.00,90.13\nfarood,20.00,80.00\n"
+    save_csv([tables[0], tables[0] + 2], tmp_path / "ood/two.csv")
+    text = (tmp_path / "ood/two.csv").read_text(encoding="utf-8")
+    assert text == ",FPR@95,AUROC\nnearood,11.00 ± 1.00,91.13 ± 1.00\nfarood,21.00 ± 1.00,81.00 ± 1.00\n"
