@@ -1,4 +1,4 @@
-"""The command line: ``openood-adascale demo | run | configs``."""
+"""The command line: ``openood-adascale demo | run | configs | presets``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser(
         "configs", help="print where the packaged yml files lie, for main.py --config"
     ).set_defaults(call=_configs)
+    commands.add_parser(
+        "presets", help="list the paper's settings that are ready to run, for example by --postprocessor NAME"
+    ).set_defaults(call=_presets)
     options = parser.parse_args(arguments)
     return options.call(options)
 
@@ -77,4 +80,17 @@ def _configs(options: argparse.Namespace) -> int:
     print(folder)
     for path in sorted(folder.glob("*.yml")):
         print(path)
+    return 0
+
+
+def _presets(options: argparse.Namespace) -> int:
+    from .presets import presets
+
+    table = presets()
+    table.insert(
+        4, "percentiles", [f"{low:g}-{high:g}" for low, high in table[["p_min", "p_max"]].to_numpy()]
+    )
+    table = table.rename(columns={"k1_percent": "k1", "k2_percent": "k2"})
+    shown = ["name", "variant", "dataset", "network", "percentiles", "k1", "k2", "o", "source"]
+    print(table[shown].to_string(index=False))
     return 0

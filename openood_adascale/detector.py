@@ -37,7 +37,7 @@ class Search:
 def unpack(batch: Any) -> tuple[Tensor, np.ndarray]:
     """Images and labels of a loader's batch: OpenOOD's dict, ``(images, labels, …)`` or the images alone.
 
-    Labels that are not there become −1.
+    Labels that are not there, or are not one whole number per image, become −1.
     """
     labels = None
     if isinstance(batch, Mapping):
@@ -50,9 +50,12 @@ def unpack(batch: Any) -> tuple[Tensor, np.ndarray]:
         images, labels = batch[0], batch[1] if len(batch) > 1 else None
     else:
         images = batch
-    if labels is None:
+    try:
+        return images, np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels).astype(int).reshape(
+            len(images)
+        )
+    except (TypeError, ValueError):
         return images, np.full(len(images), -1)
-    return images, np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels).astype(int)
 
 
 class Detector(Generic[S]):
@@ -77,6 +80,8 @@ class Detector(Generic[S]):
     default_sweep: ClassVar[dict[str, list[Any]]] = {}
     """What :meth:`search` tries if not told."""
     needs_fit: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
+    """Learns from a :meth:`summary <summarise>` of many (training) images instead of from kept Evidence of few."""
 
     def __init__(self, network: nn.Module, settings: S | None = None, **keywords: Any) -> None:
         if not isinstance(network, nn.Module):
@@ -86,13 +91,25 @@ class Detector(Generic[S]):
         self.network = network
         self.settings: Any = settings or self.settings_class.from_mapping(keywords, type(self).__name__)
         self.state: Any = None
+        self.summary: Any = None
+        """What a method that :attr:`streams` was fitted with: any of its settings can be learnt from it."""
+        self.settled = False
+        """Whether :meth:`fit` or :meth:`search` has been called."""
         self._classifier: Classifier | None = None
 
     # What a method is.
 
-    def learn(self, evidence: Evidence, settings: S) -> Any:
-        """What the method keeps of the in-distribution validation images: numbers, for a pickle."""
+    def learn(self, evidence: Any, settings: S) -> Any:
+        """What the method keeps of the in-distribution images: a tensor or a dict of them, for a pickle.
+
+        Args:
+            evidence: the images' :class:`~openood_adascale.evidence.Evidence`, or what :meth:`summarise` made of it.
+        """
         return None
+
+    def summarise(self, batches: Iterable[Evidence]) -> Any:
+        """Where the method :attr:`streams`: all that it can learn from, for any settings, in constant memory."""
+        raise NotImplementedError
 
     def judge(self, evidence: Evidence, settings: S, state: Any) -> tuple[Tensor, Tensor]:
         """(N,) predicted classes and (N,) scores."""
@@ -101,10 +118,11 @@ class Detector(Generic[S]):
     # What one does with it.
 
     def fit(self, loader: Iterable[Any], progress: bool | None = None) -> Any:
-        """Learn from in-distribution validation images, in one pass.
+        """Learn from in-distribution images, in one pass.
 
         Args:
-            loader: yields ``(images, labels)``, OpenOOD's dicts or images; labels are not used.
+            loader: of validation images, or where the method :attr:`streams` of training images; yields
+                ``(images, labels)``, OpenOOD's dicts or images; labels are not used.
             progress: True or False shows or hides the bar; None shows it in a terminal.
 
         Returns:
@@ -114,9 +132,23 @@ class Detector(Generic[S]):
             ValueError: an empty loader, a network without linear head, NaN or infinity (names which images).
             TypeError: integer images.
         """
-        evidence, _ = self.collect(loader, self.settings.plan(), progress, "Fit")
-        self.state = self.learn(evidence, self.settings)
+        self._classifier = None  # the head may be another by now
+        if self.streams:
+            self.summary = self.study(loader, progress)
+            self.state = self.learn(self.summary, self.settings)
+        else:
+            evidence, _ = self.collect(loader, self.settings.plan(), progress, "Fit")
+            self.state = self.learn(evidence, self.settings)
+        self.settled = True
         return self
+
+    def study(self, loader: Iterable[Any], progress: bool | None = None, description: str = "Fit") -> Any:
+        """:meth:`summarise` all of a loader's images, in one pass and in memory that does not grow with them.
+
+        The images are those that the loader yields, augmented or not; their order does not matter.
+        """
+        batches = self._batches(loader, self.settings.plan(), progress, description)
+        return self.summarise(evidence for evidence, _ in batches)
 
     def score(self, images: Tensor) -> Tensor:
         """(B,) scores of (B, ...) images, larger is more in-distribution; float64, on the network's device."""
@@ -152,40 +184,70 @@ class Detector(Generic[S]):
         ood_loader: Iterable[Any],
         sweep: Mapping[str, Sequence[Any]] | None = None,
         progress: bool | None = None,
+        learn_loader: Iterable[Any] | None = None,
     ) -> Search:
         """OpenOOD's automatic hyperparameter search in one pass over each loader; then fitted with the best.
 
         Args:
-            id_loader: in-distribution validation images, which the method also learns from.
+            id_loader: in-distribution validation images, which the method also learns from, unless it
+                :attr:`streams`.
             ood_loader: OOD validation images.
             sweep: ``{"<setting>_list": [values]}``, e.g. ``{"percentile_list": [[60, 85], [80, 85]]}``; all
                 combinations are tried. None takes :attr:`default_sweep`.
             progress: as in :meth:`fit`.
+            learn_loader: where the method :attr:`streams`, the images that it learns from, in one pass for all
+                candidates. None takes ``id_loader`` with ``learn_from='val'``, else what :meth:`fit` learnt from.
+
+        Raises:
+            SettingError: a sweep unknown, empty or out of range.
+            ValueError: as :meth:`fit`, or nothing to learn from.
         """
         tried = candidates(self.settings, self.default_sweep if sweep is None else sweep)
         plan = Plan.union(settings.plan() for settings in tried)
+        self._classifier = None  # the head may be another by now
+        if self.streams:
+            self._prepare_stream(learn_loader, progress)
+        elif learn_loader is not None:
+            raise TypeError(f"learn_loader: {type(self).__name__} learns from id_loader; expected None")
         known, _ = self.collect(id_loader, plan, progress, "ID validation")
         unknown, _ = self.collect(ood_loader, plan, progress, "OOD validation")
         truth = np.r_[np.ones(len(known)), np.zeros(len(unknown))]
+        if self.streams and learn_loader is None and self.settings.learns_from() == "val":
+            self.summary = self.summarise([known])
+        learnt_from = self.summary if self.streams else known
         aurocs = []
         for settings in tqdm(tried, desc="Candidates", disable=_disable(progress)):
-            state = self.learn(known, settings)
+            state = self.learn(learnt_from, settings)
             scores = [self.judge(evidence, settings, state)[1].numpy() for evidence in (known, unknown)]
             aurocs.append(100 * roc_auc_score(truth, np.concatenate(scores)))
         best = int(np.argmax(aurocs))
         self.settings = tried[best]
-        self.state = self.learn(known, self.settings)
+        self.state = self.learn(learnt_from, self.settings)
+        self.settled = True
         table = pd.DataFrame([settings.as_dict() for settings in tried]).assign(auroc=aurocs)
         return Search(self.settings, aurocs[best], table)
+
+    def _prepare_stream(self, loader: Iterable[Any] | None, progress: bool | None) -> None:
+        if loader is not None:
+            self.summary = self.study(loader, progress, "Images to learn from")
+        elif self.summary is None and self.settings.learns_from() != "val":
+            raise ValueError(
+                f"learn_loader: None is not allowed; {type(self).__name__} learns from training images, or from the "
+                "validation images with learn_from='val'"
+            )
 
     # The pass over images that all of the above share.
 
     def evidence(self, images: Tensor, plan: Plan) -> Evidence:
         """Evidence of one batch, on the network's device."""
         if self._classifier is None:
-            self._classifier = Classifier(self.network, prepare(self.network, images[:2]))
+            self._classifier = Classifier(self.network, prepare(self.network, images))
+        settings = self.settings
+        encoded = encode(
+            self._classifier, images, plan.perturbations, settings.precision, settings.memory_format
+        )
         with torch.no_grad():
-            return Evidence.of(encode(self._classifier, images, plan.perturbations), plan)
+            return Evidence.of(encoded, plan)
 
     def collect(
         self, loader: Iterable[Any], plan: Plan, progress: bool | None = None, description: str = ""
@@ -247,8 +309,8 @@ class AdaSCALE(Detector[AdaSCALESettings]):
         if settings.num_samples is not None and settings.num_samples < len(values):
             # Counted along the energy, so that the choice is of images, whatever the loader's order.
             order = F.energy(evidence.logits).argsort(stable=True)
-            generator = torch.Generator().manual_seed(settings.seed)
-            chosen = torch.randperm(len(values), generator=generator)[: settings.num_samples]
+            generator = torch.Generator("cpu").manual_seed(settings.seed)
+            chosen = torch.randperm(len(values), generator=generator, device="cpu")[: settings.num_samples]
             values = values[order[chosen.to(order.device)]]
         return values.sort().values.cpu()
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .detector import Detector, unpack
 from .encode import prepare
-from .models import frozen
+from .models import frozen, logits_of
 from .settings import SettingError
 
 COLUMNS = ("FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC")
@@ -123,7 +123,13 @@ def accuracy(network: nn.Module, *loaders: Iterable[Any], progress: bool | None 
         for loader in loaders:
             for batch in tqdm(loader, desc="Accuracy", disable=disable):
                 images, labels = unpack(batch)
-                pred = network(prepare(network, images)).argmax(1).cpu().numpy()
+                # A network may change its input in place.
+                logits = logits_of(network, network(prepare(network, images).clone()))
+                pred = logits.argmax(1).cpu().numpy()
+                if (labels < 0).any():
+                    raise ValueError(
+                        f"loader: its batch has labels {labels[labels < 0][:3]}; expected classes from 0 on"
+                    )
                 correct += int((pred == labels).sum())
                 total += len(labels)
     if not total:
@@ -136,7 +142,7 @@ def evaluate(
     benchmark: Benchmark,
     network: nn.Module | None = None,
     *,
-    search: bool = True,
+    search: bool | None = None,
     sweep: Mapping[str, Sequence[Any]] | None = None,
     full_spectrum: bool = False,
     known_accuracy: float | None = None,
@@ -146,10 +152,12 @@ def evaluate(
 
     Args:
         method: a :class:`~openood_adascale.detector.Detector`, or any object with OpenOOD's postprocessor methods
-            (``setup``, ``inference`` and, to search, ``APS_mode``, ``args_dict``, ``set_hyperparam``).
+            (``setup``, ``inference`` and, to search, ``APS_mode``, ``args_dict``, ``set_hyperparam``). A detector
+            that is fitted already is not fitted anew.
         benchmark: the loaders.
         network: for a postprocessor, what its methods are called with. A detector brings its own.
-        search: search the hyperparameters on ``val`` and ``ood_val``, where the method has any to search.
+        search: search the hyperparameters on ``val`` and ``ood_val``, where the method has any to search. None does
+            so unless a detector is fitted, or has searched, already.
         sweep: for a detector, what to search instead of its default.
         full_spectrum: count the covariate-shifted sets as in-distribution (OpenOOD's ``--fsood``).
         known_accuracy: ACC in percent if it is known already; computed otherwise.
@@ -164,9 +172,26 @@ def evaluate(
     else:
         if network is None:
             raise TypeError(f"network: None is not allowed; {type(method).__name__} has none of its own")
+        training = [module for module in network.modules() if module.training]
         network.eval()  # as OpenOOD's Evaluator does for its postprocessors
-        found = _prepare_postprocessor(method, benchmark, network, search)
+        try:
+            found = _prepare_postprocessor(method, benchmark, network, search is not False)
+            return _measure(method, benchmark, network, found, full_spectrum, known_accuracy, progress)
+        finally:
+            for module in training:
+                module.training = True
+    return _measure(method, benchmark, network, found, full_spectrum, known_accuracy, progress)
 
+
+def _measure(
+    method: Any,
+    benchmark: Benchmark,
+    network: nn.Module,
+    found: pd.DataFrame | None,
+    full_spectrum: bool,
+    known_accuracy: float | None,
+    progress: bool | None,
+) -> Result:
     def scores(loader: Iterable[Any]) -> np.ndarray:
         if isinstance(method, Detector):
             return method.infer(loader, progress)[1]
@@ -188,17 +213,23 @@ def evaluate(
 
 
 def _prepare_detector(
-    method: Detector, benchmark: Benchmark, search: bool, sweep: Any, progress: bool | None
+    method: Detector, benchmark: Benchmark, search: bool | None, sweep: Any, progress: bool | None
 ) -> pd.DataFrame | None:
+    if search is None:
+        search = not method.settled
+    source = method.settings.learns_from()
     if search and (sweep or method.default_sweep):
         _require(benchmark, "val", "ood_val")
         assert benchmark.val is not None
         assert benchmark.ood_val is not None
-        return method.search(benchmark.val, benchmark.ood_val, sweep, progress).table
+        learn_loader = None
+        if method.streams and source == "train" and method.summary is None:
+            _require(benchmark, "train")
+            learn_loader = benchmark.train
+        return method.search(benchmark.val, benchmark.ood_val, sweep, progress, learn_loader).table
     if method.needs_fit and method.state is None:
-        _require(benchmark, "val")
-        assert benchmark.val is not None
-        method.fit(benchmark.val, progress)
+        _require(benchmark, source)
+        method.fit(getattr(benchmark, source), progress)
     return None
 
 

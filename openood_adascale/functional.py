@@ -45,7 +45,7 @@ def kept_count(percentile: Tensor, size: int) -> Tensor:
     Returns:
         int64 counts in [1, size], of the same shape.
     """
-    return (size - torch.round(size * percentile / 100)).long().clamp(min=1, max=size)
+    return (percentile * size).div_(100).round_().neg_().add_(size).clamp_(1, size).long()
 
 
 def perturbation_direction(gradient: Tensor, fraction: float, pixels: str) -> Tensor:
@@ -98,12 +98,12 @@ def random_direction(shape: tuple[int, ...], fraction: float, seed: int) -> Tens
     Returns:
         float32 CPU tensor of ``shape`` with ``pixel_count`` values of ±1, the others 0.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     size = math.prod(shape)
     count = pixel_count(fraction, size)
-    chosen = torch.randperm(size, generator=generator)[:count]
-    direction = torch.zeros(size)
-    direction[chosen] = torch.randint(0, 2, (count,), generator=generator).mul_(2).sub_(1).to(direction.dtype)
+    chosen = torch.randperm(size, generator=generator, device="cpu")[:count]
+    direction = torch.zeros(size, dtype=torch.float32, device="cpu")
+    direction[chosen] = 2.0 * torch.randint(0, 2, (count,), generator=generator, device="cpu").float() - 1
     return direction.view(shape)
 
 
@@ -135,7 +135,7 @@ def adaptive_percentile(cdf: Tensor, p_min: float, p_max: float) -> Tensor:
 
 def factor_from_sums(total: Tensor, kept: Tensor) -> Tensor:
     """r = Σ a⁺ / Σ (k largest a⁺); 1 for a row that has no positive activation."""
-    return torch.where(kept > 0, total / kept.clamp(min=torch.finfo(kept.dtype).tiny), 1.0)
+    return (total / kept).nan_to_num_(nan=1.0)  # the sums are finite: only 0/0 is none
 
 
 def scaling_factor(activation: Tensor, percentile: Tensor | float) -> Tensor:
@@ -148,16 +148,18 @@ def scaling_factor(activation: Tensor, percentile: Tensor | float) -> Tensor:
     Returns:
         (B,) float64 (float32 on ``mps``), in [1, D].
     """
-    rectified = activation.relu()
     size = activation.shape[1]
-    total = rectified.sum(1, dtype=statistics_dtype(activation.device))
-    percentiles = torch.as_tensor(percentile, dtype=total.dtype, device=activation.device).expand(
-        len(activation)
-    )
+    dtype = statistics_dtype(activation.device)
+    total = activation.relu().sum(1, dtype=dtype)
+    percentiles = torch.as_tensor(percentile, dtype=dtype, device=activation.device)
     counts = kept_count(percentiles, size)
-    deepest = int(counts.max()) if len(counts) else 1
-    sums = running_sums(rectified.topk(deepest, dim=1).values)
-    return factor_from_sums(total, sums.gather(1, counts[:, None] - 1).squeeze(1))
+    deepest = int(counts.max()) if counts.numel() else 1
+    sums = running_sums(activation.topk(deepest, dim=1).values.relu_())
+    if counts.ndim:
+        kept = sums.gather(1, counts.sub_(1).unsqueeze(1)).squeeze(1)
+    else:
+        kept = sums[:, -1]
+    return factor_from_sums(total, kept)
 
 
 def scale_activation_logits(logits: Tensor, bias: Tensor, factor: Tensor) -> Tensor:
@@ -179,7 +181,10 @@ def scale_activation_logits(logits: Tensor, bias: Tensor, factor: Tensor) -> Ten
     weighted = logits.to(dtype) - bias
     factor = factor.to(dtype)[:, None]
     limit = _LOG_LIMIT if dtype == torch.float64 else math.log(1e30)
-    if not len(logits) or float(factor.max()) + math.log(max(float(weighted.abs().max()), 1e-300)) <= limit:
+    if not len(logits):
+        return weighted
+    largest = float(factor.max()) + max(0.0, math.log(max(float(weighted.abs().max()), 1.0)))
+    if largest <= limit:
         return weighted * factor.exp() + bias
     log_magnitude = factor + weighted.abs().log()
     magnitude = log_magnitude.clamp(max=limit).exp() * (1 + (log_magnitude - limit).clamp(min=0))

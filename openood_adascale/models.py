@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -68,7 +69,7 @@ class Classifier:
 
     The head is the last linear layer (or 1×1 convolution) whose output is the network's. The activation is
     what a network with OpenOOD's ``return_feature=True`` returns as its feature (the first of a list), and the
-    head's input otherwise.
+    head's input otherwise. Threads may share it if the network is in eval mode and frozen already.
 
     Args:
         network: returns (B, C) logits, or an object that has them as ``logits``.
@@ -86,30 +87,32 @@ class Classifier:
         images = images[:2]
         self._layer: Any  # a module with weight and bias
         with frozen(self.network), torch.no_grad():
-            self._layer, logits, activation = self._find_head(images)
-            self._returns_feature = self._try_return_feature(images, logits, activation)
+            self._layer, self._call, logits, activation = self._find_head(images.clone())
+            self._returns_feature = self._try_return_feature(images.clone(), logits, activation)
 
-    def _find_head(self, images: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+    def _find_head(self, images: Tensor) -> tuple[nn.Module, int, Tensor, Tensor]:
         calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
-        def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-                calls.append((module, inputs[0].detach().clone(), output.detach().clone()))
+        def note(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            given = _input(inputs, keywords)
+            if isinstance(given, Tensor) and isinstance(output, Tensor):
+                calls.append((module, given.detach().clone(), output.detach().clone()))
 
-        handles = [m.register_forward_hook(note) for m in self.network.modules() if _is_linear(m)]
+        layers = [module for module in self.network.modules() if _is_linear(module)]
+        handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
         try:
-            logits = self._logits(self.network(images))
+            logits = logits_of(self.network, self.network(images))
         finally:
             for handle in handles:
                 handle.remove()
-        for layer, inputs, output in reversed(calls):
-            if output.flatten(1).shape == logits.shape and torch.allclose(
-                output.flatten(1).to(logits.dtype), logits, rtol=1e-4, atol=1e-5, equal_nan=True
-            ):
-                return layer, logits, inputs.flatten(1)
+        for number, (layer, given, output) in reversed(list(enumerate(calls))):
+            if output.flatten(1).shape == logits.shape and _close(output.flatten(1).to(logits.dtype), logits):
+                earlier = sum(other is layer for other, _, _ in calls[:number])
+                return layer, earlier, logits, given.flatten(1)
         raise ValueError(
-            f"network: {type(self.network).__name__} has no linear head. AdaSCALE needs a network whose output is "
-            f"that of a linear layer; none of the {len(calls)} linear layers that it called gives its output"
+            f"network: {type(self.network).__name__} has no linear head that shows. The methods of this package need "
+            f"a network whose output is that of a linear layer; none of the {len(calls)} calls of its {len(layers)} "
+            "linear layers gives its output"
         )
 
     def _try_return_feature(self, images: Tensor, logits: Tensor, activation: Tensor) -> bool:
@@ -117,24 +120,11 @@ class Classifier:
             return False
         try:
             returned, feature = self._with_feature(images)
-        except (TypeError, ValueError, AttributeError):
-            return False  # a wrapper whose backbone does not know the argument
+        except Exception:
+            return False  # a wrapper whose backbone does not know the argument, or returns something else
         return (
-            feature.shape == activation.shape
-            and returned.shape == logits.shape
-            and torch.allclose(returned, logits, rtol=1e-4, atol=1e-5, equal_nan=True)
+            feature.shape == activation.shape and returned.shape == logits.shape and _close(returned, logits)
         )
-
-    def _logits(self, output: Any) -> Tensor:
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            what = (
-                f"a tensor of shape {tuple(logits.shape)}"
-                if isinstance(logits, Tensor)
-                else type(output).__name__
-            )
-            raise TypeError(f"network: {type(self.network).__name__} returns {what}; expected (B, C) logits")
-        return logits
 
     def _with_feature(self, images: Tensor) -> Output:
         logits, feature = self.network(images, return_feature=True)
@@ -155,12 +145,43 @@ class Classifier:
         if self._returns_feature:
             return self._with_feature(images)
         seen: list[Tensor] = []
-        handle = self._layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        thread = threading.get_ident()
+
+        def note(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            if threading.get_ident() == thread:  # another may run the same network
+                seen.append(_input(inputs, keywords))
+
+        handle = self._layer.register_forward_pre_hook(note, with_kwargs=True)
         try:
-            logits = self._logits(self.network(images))
+            logits = logits_of(self.network, self.network(images))
         finally:
             handle.remove()
-        return Output(logits, seen[-1].flatten(1))
+        return Output(logits, seen[self._call].flatten(1))
+
+
+def logits_of(network: nn.Module, output: Any) -> Tensor:
+    """The (B, C) logits in what ``network`` returned: a tensor, or an object that has them as ``logits``.
+
+    Raises:
+        TypeError: neither.
+    """
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        what = (
+            f"a tensor of shape {tuple(logits.shape)}"
+            if isinstance(logits, Tensor)
+            else type(output).__name__
+        )
+        raise TypeError(f"network: {type(network).__name__} returns {what}; expected (B, C) logits")
+    return logits
+
+
+def _input(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    return inputs[0] if inputs else keywords.get("input")
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -8,13 +8,17 @@ import numbers
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import yaml
 
 from . import functional as F
-from .encode import Perturbation
+from .encode import MEMORY_FORMATS, PRECISIONS, Perturbation
 from .evidence import Plan
+
+EXECUTION = ("precision", "memory_format")
+"""Settings that say how the network is run."""
 
 
 class SettingError(ValueError):
@@ -22,6 +26,10 @@ class SettingError(ValueError):
 
     def __init__(self, name: str, value: Any, allowed: str) -> None:
         super().__init__(f"{name}: {value!r} is not allowed; expected {allowed}")
+        self._arguments = name, value, allowed
+
+    def __reduce__(self) -> tuple:  # errors cross process borders
+        return SettingError, self._arguments
 
 
 def _number(name: str, value: Any, allowed: str) -> float:
@@ -83,12 +91,29 @@ def unscramble(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of every method's settings; a frozen dataclass whose fields are checked when it is made."""
+    """Base of every method's settings; a frozen dataclass whose fields are checked when it is made.
+
+    The fields that stand here say how the network is run, and are not searched.
+    """
+
+    precision: str = "float32"
+    """Of the network's pass: ``float32``, ``bfloat16``, ``float16``, or ``auto``, the fastest that its device has
+    arithmetic for. The head, the statistics and the energy are float32 or float64 whatever it is."""
+    memory_format: str = "auto"
+    """Of image batches: ``contiguous``, ``channels_last``, or ``auto``, the faster."""
+
+    not_swept: ClassVar[frozenset[str]] = frozenset()
+    """Settings that say where numbers come from rather than what to do with them: the same for all candidates."""
+
+    def __post_init__(self) -> None:
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("memory_format", self.memory_format, MEMORY_FORMATS)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The settings' names, in order."""
-        return tuple(f.name for f in dataclasses.fields(cls))
+        """The settings' names, the method's own first."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        return tuple(sorted(names, key=EXECUTION.__contains__))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any] | None, where: str = "settings", **defaults: Any) -> Any:
@@ -117,8 +142,13 @@ class Settings:
         """What these settings ask of the images."""
         return Plan()
 
-    def warn_if_doubtful(self) -> None:
-        """One warning where the settings are allowed but probably not meant."""
+    def learns_from(self) -> str:
+        """Whose images the method learns from: ``val`` or ``train``, OpenOOD's names of the loaders."""
+        return "val"
+
+    def warn_if_doubtful(self) -> bool:
+        """Warn where the settings are allowed but probably not meant; whether that was so."""
+        return False
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -171,6 +201,7 @@ class AdaSCALESettings(Settings):
     """Of the choice of ``num_samples`` images and of ``random`` pixels."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("variant", self.variant, F.VARIANTS)
         one_of("pixels", self.pixels, F.PIXELS)
         self._set_percentile_pair()
@@ -191,7 +222,7 @@ class AdaSCALESettings(Settings):
     def plan(self) -> Plan:
         return Plan(self.percentile, (self.k1,), (self.k2,), (self.perturbation,))
 
-    def warn_if_doubtful(self) -> None:
+    def warn_if_doubtful(self) -> bool:
         """OpenOOD's own yml files name k1 and k2 the other way round; warn where that seems to be the case."""
         if self.k1 > self.k2:
             warnings.warn(
@@ -201,6 +232,7 @@ class AdaSCALESettings(Settings):
                 UserWarning,
                 stacklevel=3,
             )
+        return self.k1 > self.k2
 
 
 def candidates(base: Settings, sweep: Mapping[str, Any] | None) -> list[Any]:
@@ -233,8 +265,12 @@ def parse_sweep(settings_class: type[Settings], sweep: Mapping[str, Any] | None)
         if name not in settings_class.names():
             known = ", ".join(f"{n}_list" for n in settings_class.names())
             raise SettingError(f"postprocessor_sweep: {key}", values, "no such setting; known are " + known)
+        if name in settings_class.not_swept or name in EXECUTION:
+            raise SettingError(f"postprocessor_sweep: {key}", values, f"{name} in postprocessor_args alone")
         values = unscramble(values)
-        if not isinstance(values, list | tuple) or len(values) == 0:
+        if isinstance(values, range | np.ndarray):
+            values = values if isinstance(values, range) else values.tolist()
+        if not isinstance(values, list | tuple | range) or len(values) == 0:
             raise SettingError(f"postprocessor_sweep: {key}", values, "a list of at least one value")
         swept[name] = list(values)
     return swept

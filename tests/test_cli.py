@@ -11,7 +11,11 @@ from openood_adascale import __version__
 
 def call(*arguments, cwd=None, check=True):
     return subprocess.run(
-        [sys.executable, "-m", "openood_adascale", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=check
+        [sys.executable, "-m", "openood_adascale", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=check,
     )
 
 
@@ -55,7 +59,14 @@ def test_demo(tmp_path):
     assert summary["near AUROC"].min() > 80
     assert (tmp_path / "out/demo.png").stat().st_size > 10_000
     table = pd.read_csv(tmp_path / "out/ood/adascale.csv", index_col=0)
-    assert list(table.index) == ["digits_6_7", "digits_8_9", "nearood", "photo_china", "photo_flower", "farood"]
+    assert list(table.index) == [
+        "digits_6_7",
+        "digits_8_9",
+        "nearood",
+        "photo_china",
+        "photo_flower",
+        "farood",
+    ]
     assert table["ACC"].min() > 95
     assert len(pd.read_csv(tmp_path / "out/search_adascale.csv")) == 36
     for name in summary.index:

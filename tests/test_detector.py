@@ -1,6 +1,7 @@
 """AdaSCALE and the other detectors on loaders: fit, score, search; the network's calls are counted."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import TinyNet, make_images, make_loader
 from sklearn.metrics import roc_auc_score
 
 from openood_adascale import AdaSCALE
-from openood_adascale.encode import Perturbation, encode
+from openood_adascale.encode import NotFinite, Perturbation, encode
 from openood_adascale.models import Classifier
 from openood_adascale.rivals import MSP, SCALE, Energy
 from openood_adascale.settings import AdaSCALESettings, SettingError
@@ -143,13 +144,15 @@ def test_loaders_of_several_kinds(network, id_images):
         [id_images],
         [(id_images, labels)],
         [[id_images, labels, "path"]],
+        [(id_images, ["a.png"] * 50)],
         [{"data": id_images, "label": labels, "index": labels}],
     ]
     detector = AdaSCALE(network).fit(kinds[0])
     outputs = [detector.infer(kind) for kind in kinds]
     for first, second in itertools.pairwise(outputs):
         np.testing.assert_array_equal(first[1], second[1])
-    assert [set(output[2]) for output in outputs] == [{-1}, {0, 1, 2, 3, 4}, {0, 1, 2, 3, 4}, {0, 1, 2, 3, 4}]
+    classes = {0, 1, 2, 3, 4}
+    assert [set(output[2]) for output in outputs] == [{-1}, classes, classes, {-1}, classes]
 
 
 def test_bad_input_is_named(network, id_images):
@@ -171,6 +174,19 @@ def test_bad_input_is_named(network, id_images):
     bad[33] = float("nan")
     with pytest.raises(ValueError, match=r"images: .* number 33 \(counted"):
         AdaSCALE(network).fit(make_loader(bad))
+
+
+def test_a_new_head_is_found_by_the_next_fit(network, id_images):
+    detector = AdaSCALE(network).fit([id_images])
+    network.fc = torch.nn.Linear(64, 5)
+    want = AdaSCALE(network).fit([id_images]).score(id_images)
+    torch.testing.assert_close(detector.fit([id_images]).score(id_images), want)
+
+
+def test_errors_cross_process_borders():
+    for error in (SettingError("k1", 0, "more"), NotFinite("images", [3])):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (type(error), str(error))
 
 
 def test_nothing_runs_before_the_settings_are_checked(network, id_images, ood_images):

@@ -1,6 +1,7 @@
 """Networks taken apart, and the pass over images: results, and that everything is left as it was found."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import networks as tv
 import numpy as np
@@ -140,7 +141,102 @@ def test_gradient_and_logits_are_shared_among_perturbations(network, id_images):
     classifier = Classifier(network, id_images)
     network.calls.clear()
     encode(classifier, id_images, [Perturbation("trivial", o, 0.5) for o in (0.01, 0.05, 0.1)])
-    assert network.calls == [50] * 4
+    assert sum(network.calls) == 50 * 4
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "auto"])
+@pytest.mark.parametrize("memory_format", ["auto", "contiguous", "channels_last"])
+def test_lower_precision_is_close_and_the_head_stays_float32(network, id_images, precision, memory_format):
+    before = snapshot(network)
+    want = encode(Classifier(network, id_images), id_images, EVERY)
+    got = encode(Classifier(network, id_images), id_images, EVERY, precision, memory_format)
+    assert same(before, snapshot(network))
+    assert got.logits.dtype == got.activation.dtype == torch.float32
+    torch.testing.assert_close(got.logits, want.logits, rtol=0.05, atol=0.05)
+    for p in EVERY:
+        # a few of the smallest gradients change places
+        torch.testing.assert_close(got.perturbed[p].mean(1), want.perturbed[p].mean(1), rtol=0.05, atol=0.05)
+    head = network.fc
+    torch.testing.assert_close(got.logits, got.activation @ head.weight.T + head.bias)
+
+
+def test_lower_precision_is_really_used(network, id_images):
+    seen = []
+    handle = network.features[3].register_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype)
+    )
+    encode(Classifier(network, id_images), id_images, [TRIVIAL], "bfloat16")
+    handle.remove()
+    assert set(seen[1:]) == {torch.bfloat16}  # the first call finds the head
+
+
+def test_random_pixels_build_no_graph(network, id_images):
+    grads = []
+    handle = network.fc.register_forward_hook(
+        lambda module, inputs, output: grads.append(output.requires_grad)
+    )
+    encode(Classifier(network, id_images), id_images, [EVERY[2]])
+    handle.remove()
+    assert not any(grads)
+
+
+def test_few_images_and_their_twins_share_one_pass(network, id_images):
+    classifier = Classifier(network, id_images)
+    network.calls.clear()
+    encode(classifier, id_images[:10], [EVERY[2]])
+    assert network.calls == [20]
+    network.calls.clear()
+    encode(classifier, id_images[:10], EVERY)
+    assert network.calls == [10, 40]
+
+
+def test_network_that_changes_its_input_in_place(id_images):
+    network = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)).eval()
+    before = id_images.clone()
+    encoded = encode(Classifier(network, id_images), id_images, EVERY)
+    encode(Classifier(network, id_images), id_images)
+    assert torch.equal(id_images, before)
+    torch.testing.assert_close(encoded.logits, network(before).detach())
+
+
+def test_threads_do_not_mix_their_images(network, id_images):
+    network.requires_grad_(False)
+    classifier = Classifier(network, id_images)
+    batches = [make_images(20, seed) for seed in range(4)]
+    want = [encode(classifier, batch, [TRIVIAL]).activation for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            got = pool.map(lambda batch: encode(classifier, batch, [TRIVIAL]).activation, batches)
+            for one, other in zip(want, got, strict=True):
+                torch.testing.assert_close(one, other)
+
+
+def test_gradient_that_is_not_finite_is_named(id_images):
+    class Norm(TinyNet):
+        def forward(self, images):
+            return self.fc(self.features(images) * images.flatten(1).square().sum(1, keepdim=True).sqrt())
+
+    network = Norm().eval()
+    id_images[4] = 0
+    with pytest.raises(NotFinite, match=r"gradient of the network .* number 4 "):
+        encode(Classifier(network, id_images), id_images, [TRIVIAL])
+
+
+def test_head_that_is_called_more_than_once(network, id_images):
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network
+
+        def forward(self, images):
+            feature = self.net.features(images)
+            self.net.fc(feature * 2)
+            logits = self.net.fc(input=feature)
+            self.net.fc(feature * 0 + 7)
+            return logits
+
+    encoded = encode(Classifier(Auxiliary(), id_images), id_images)
+    torch.testing.assert_close(encoded.activation, network.features(id_images).detach())
 
 
 def test_equal_perturbations_are_one():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_images, make_loader
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -17,6 +17,7 @@ from openood_adascale.settings import SettingError
 few = hnp.arrays(np.float64, st.integers(1, 30), elements=st.sampled_from([0.0, 1.0, 2.0, 3.0, 4.5, 7.0]))
 
 
+@settings(deadline=None)
 @given(few, few)
 def test_metrics_by_their_definitions(known, unknown):
     got = ood_metrics(known, unknown)
@@ -35,6 +36,26 @@ def test_fpr_at_95():
     assert ood_metrics(known + 10, unknown) == pytest.approx(
         {"FPR@95": 0, "AUROC": 100, "AUPR_IN": 100, "AUPR_OUT": 100}
     )
+
+
+def test_metrics_by_hand():
+    """ID 4, 2, 1 and OOD 3, 0: precision and recall of both classes on paper."""
+    got = ood_metrics(np.array([4.0, 2.0, 1.0]), np.array([3.0, 0.0]))
+    assert got["AUROC"] == pytest.approx(100 * 4 / 6)
+    assert got["FPR@95"] == pytest.approx(100 * 2 / 3)  # the threshold 3 catches both OOD images
+    # ID as positive, from the highest score down: (recall, precision) = (1/3, 1), (1/3, 1/2), (2/3, 2/3), (1, 3/4)
+    area_in = 1 / 3 * 1 + 1 / 3 * (1 / 2 + 2 / 3) / 2 + 1 / 3 * (2 / 3 + 3 / 4) / 2
+    # OOD as positive, from the lowest score up: (1/2, 1), (1/2, 1/2), (1/2, 1/3), (1, 1/2)
+    area_out = 1 / 2 * 1 + 1 / 2 * (1 / 3 + 1 / 2) / 2
+    assert got["AUPR_IN"] == pytest.approx(100 * area_in)
+    assert got["AUPR_OUT"] == pytest.approx(100 * area_out)
+
+
+def test_fpr_threshold_is_95_percent():
+    unknown = np.arange(100.0)
+    known = np.r_[94.5, 95.5, 96.5, 97.5]  # 95 % of the OOD images score at most 94
+    assert ood_metrics(known, unknown)["FPR@95"] == 0
+    assert ood_metrics(known - 1, unknown)["FPR@95"] == pytest.approx(25)
 
 
 def test_extreme_scores():
@@ -83,6 +104,13 @@ def test_accuracy(network, data):
     assert network.training
 
 
+def test_settings_that_a_detector_has_are_kept(network, data):
+    fitted = AdaSCALE(network, percentile=(61, 62)).fit(data.val)
+    assert evaluate(fitted, data, progress=False).search is None
+    assert fitted.settings.percentile == (61, 62)
+    assert evaluate(fitted, data, search=True, progress=False).search is not None
+
+
 def test_without_search_and_without_validation(network, data):
     data.ood_val = None
     assert evaluate(AdaSCALE(network), data, search=False, progress=False).search is None
@@ -126,7 +154,9 @@ class Postprocessor:
 
 def test_any_object_with_openoods_methods(network, data):
     method = Postprocessor()
+    network.train()
     result = evaluate(method, data, network, progress=False)
+    assert network.training
     assert method.hyperparam_search_done
     assert list(result.search["temperature"]) == [1.0, 10.0, 1000.0]
     assert [method.temperature] == [result.search.loc[result.search["auroc"].idxmax(), "temperature"]]

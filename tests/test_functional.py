@@ -93,6 +93,7 @@ def test_scaled_energies_equal_the_reference(a, data):
         )
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(np.float64, st.integers(1, 30), elements=st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0])),
     hnp.arrays(np.float64, st.integers(1, 10), elements=st.floats(-1, 4)),
@@ -157,7 +158,11 @@ def test_no_positive_activation_scales_by_one():
     assert F.scaling_factor(a, 90.0).tolist() == [1.0, 1.0]
 
 
-@given(st.lists(st.floats(1, 5000), min_size=2, max_size=8), st.sampled_from([0.5, 3.0, 1e4, -0.5, -3.0]))
+@given(
+    st.lists(st.floats(1, 5000), min_size=2, max_size=8),
+    st.sampled_from([0.5, 3.0, 1e4, -0.5, -3.0, 1e-12, -1e-12]),
+)
+@settings(deadline=None)
 def test_scores_are_finite_and_in_order_for_any_factor(factors, logit):
     """exp(r) passes float64's range at r = 709; a larger r must still give the larger magnitude."""
     r = torch.tensor(sorted(factors), dtype=torch.float64)
@@ -168,6 +173,11 @@ def test_scores_are_finite_and_in_order_for_any_factor(factors, logit):
     assert (steps >= 0).all() if logit > 0 else (steps <= 0).all()
     apart = r.diff() > 1e-9
     assert (steps[apart] != 0).all()
+
+
+def test_zero_logits_stay_zero_for_any_factor():
+    logits = F.scale_activation_logits(torch.zeros(2, 3), torch.zeros(3), torch.tensor([800.0, 5000.0]))
+    assert torch.equal(logits, torch.zeros(2, 3, dtype=torch.float64))
 
 
 def test_overflow_keeps_the_order_between_rows_and_the_predicted_class():

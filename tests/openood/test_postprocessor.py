@@ -204,6 +204,66 @@ def test_evaluation_searches_openoods_own_postprocessors(small_evaluator, tmp_pa
     assert len(mine.search) == 2
 
 
+def test_a_second_search_of_one_instance_is_one_pass_again(small_evaluator, small_net, tmp_path, packaged):
+    write_yml(tmp_path, "adascale", packaged / "adascale.yml", postprocessor_sweep={"percentile_list": PAIRS})
+    evaluator = small_evaluator("adascale", config_root=str(tmp_path))
+    first = evaluator.postprocessor.get_hyperparam()
+    small_net.images = 0
+    evaluator.hyperparam_search()
+    assert small_net.images <= 2 * sum(ID_VAL_AND_OOD_VAL)
+    assert evaluator.postprocessor.get_hyperparam() == first
+
+
+def test_candidates_after_a_matching_pickle(small_evaluator, small_net, tmp_path, packaged):
+    """main.py searches whatever `hyperparam_search_done` says."""
+    write_yml(tmp_path, "adascale", packaged / "adascale.yml", postprocessor_sweep={"k2_list": [5, 50]})
+    first = small_evaluator("adascale", config_root=str(tmp_path))
+    restored = through_file(first.postprocessor, tmp_path / "adascale.pkl")
+    second = small_evaluator(postprocessor=restored, config_root=str(tmp_path))
+    second.hyperparam_search()
+    assert restored.settings == first.postprocessor.settings
+    torch.testing.assert_close(restored.state, first.postprocessor.state)
+
+
+def test_another_network_in_between_does_not_reach_the_state(small_evaluator, small_net, tmp_path, packaged):
+    write_yml(tmp_path, "adascale", packaged / "adascale.yml", postprocessor_sweep={"k2_list": [5, 50]})
+    postprocessor = small_evaluator("adascale", config_root=str(tmp_path)).postprocessor
+    postprocessor.set_hyperparam([50])
+    want = postprocessor.state
+    postprocessor.get_hyperparam()
+    postprocessor.postprocess(SmallNet(3).eval(), torch.randn(4, 3, 32, 32))
+    postprocessor.set_hyperparam([50])
+    torch.testing.assert_close(postprocessor.state, want)
+
+
+def test_other_images_or_settings_make_a_live_instance_learn_anew(small_evaluator, small_net):
+    from openood_adascale.postprocessor import AdaSCALEPostprocessor
+
+    postprocessor = AdaSCALEPostprocessor()
+    first = small_evaluator(postprocessor=postprocessor)
+    small_net.images = 0
+    small_evaluator(postprocessor=postprocessor)
+    assert small_net.images == 0
+    state = postprocessor.state
+    postprocessor.settings = postprocessor.settings.replace(k2=50)
+    small_evaluator(postprocessor=postprocessor)
+    assert postprocessor.settings.k2 == 50
+    assert not torch.equal(postprocessor.state, state)
+    state, transform = postprocessor.state, first.preprocessor.transform
+    other = type(first.preprocessor).__new__(type(first.preprocessor))
+    other.transform = type(transform)(transform.transforms[:-1])  # not normalised
+    small_evaluator(postprocessor=postprocessor, preprocessor=other)
+    assert not torch.equal(postprocessor.state, state)
+
+
+def test_precision_from_the_environment(small_evaluator, monkeypatch):
+    monkeypatch.setenv("OPENOOD_ADASCALE_PRECISION", "bfloat16")
+    assert small_evaluator("lts").postprocessor.settings.precision == "bfloat16"
+    monkeypatch.setenv("OPENOOD_ADASCALE_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="precision: 'bf16'"):
+        small_evaluator("lts")
+
+
 # Pickles.
 
 
@@ -301,6 +361,7 @@ def test_bad_settings_are_named_before_any_work(small_evaluator, small_net, tmp_
         ({"k1": 0}, "k1: 0"), ({"k7": 1}, "k7"), ({"percentile": [85, 80]}, "percentile"),
         ({"postprocessor_sweep": None}, "postprocessor_sweep"), ({"postprocessor_sweep": {"k1_list": []}}, "k1_list"),
         ({"postprocessor_sweep": {"k1_list": [1, 500]}}, "500"), ({"APS_mode": "yes"}, "APS_mode"),
+        ({"APS_mode": False, "postprocessor_sweep": {"k9_list": [1]}}, "k9_list"),
     ]:  # fmt: skip
         write_yml(tmp_path, "adascale", packaged / "adascale.yml", **change)
         with pytest.raises(SettingError, match=message):
@@ -313,6 +374,22 @@ def test_openoods_naming_draws_a_warning(tmp_path, checkout, small_evaluator):
     with pytest.warns(UserWarning, match="the other way round") as caught:
         small_evaluator("adascale", config_root=str(tmp_path))
     assert len([w for w in caught if "the other way round" in str(w.message)]) == 1
+
+
+def test_misspelt_sections_and_calls_out_of_order(small_net):
+    from openood_adascale.postprocessor import AdaSCALEPostprocessor
+    from openood_adascale.settings import SettingError
+
+    with pytest.raises(SettingError, match="postprocessor: postprocessor_arg: "):
+        AdaSCALEPostprocessor({"postprocessor": {"postprocessor_arg": {"k1": 50}}})
+    with pytest.raises(RuntimeError, match="call setup"):
+        AdaSCALEPostprocessor().postprocess(small_net, torch.randn(4, 3, 32, 32))
+    searching = AdaSCALEPostprocessor()
+    searching.APS_mode = True
+    with pytest.raises(SettingError, match="postprocessor_sweep"):
+        searching.setup(small_net, {"val": []}, {})
+    with pytest.warns(UserWarning, match="the other way round"):
+        AdaSCALEPostprocessor(sweep={"k1_list": [1, 5], "k2_list": [1]})
 
 
 # Networks.
@@ -362,12 +439,12 @@ def test_every_classifier_of_openood(name):
     torch.manual_seed(0)
     net = make().eval()
     loader = [
-        {"data": torch.randn(3, 3, side, side), "label": torch.zeros(3, dtype=torch.long)} for _ in range(2)
+        {"data": torch.randn(2, 3, side, side), "label": torch.zeros(2, dtype=torch.long)} for _ in range(2)
     ]
-    postprocessor = AdaSCALEPostprocessor(num_samples=4)
+    postprocessor = AdaSCALEPostprocessor(num_samples=3)
     postprocessor.setup(net, {"val": loader}, {})
     pred, conf, label = postprocessor.inference(net, loader, progress=False)
-    assert pred.shape == conf.shape == label.shape == (6,)
+    assert pred.shape == conf.shape == label.shape == (4,)
     assert np.isfinite(conf).all()
 
 

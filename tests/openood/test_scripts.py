@@ -32,16 +32,17 @@ def numbers(path) -> np.ndarray:
     return table.map(lambda cell: float(str(cell).split(" ± ")[0])).to_numpy()
 
 
+@pytest.mark.parametrize("run_root", [("s0",)], indirect=True)
 def test_eval_ood_twice(run_script, run_root):
     """Search, tables, scores and a pickle; the second run takes the pickle up and gives the same."""
     args = ["scripts/eval_ood.py", "--root", run_root, "--postprocessor", "adascale"]
     first = run_script([*args, "--save-csv", "--save-score"])
     assert "Starting automatic parameter search" in first.stdout
-    assert first.stdout.count("Hyperparam: ") == 2 * 36
+    assert first.stdout.count("Hyperparam: ") == 36
     table = numbers(run_root / "ood/adascale.csv")
     assert re.search(r"\d ± \d", (run_root / "ood/adascale.csv").read_text())
     assert table[:, 1].min() > 50
-    for run in ("s0", "s1"):
+    for run in ("s0",):
         assert (run_root / run / "postprocessors/adascale.pkl").stat().st_size < 20_000
         with open(run_root / run / "scores/adascale.pkl", "rb") as f:
             scores = pickle.load(f)
@@ -73,10 +74,6 @@ def test_eval_ood_fsood_with_a_yml_of_the_users(run_script, run_root, checkout):
         done = run_script(args)
         assert "parameter search" not in done.stdout
         numbers(run_root / "fsood/adascale_logit.csv")
-        yml.write_text(yml.read_text().replace("[70, 90]", "[60, 65]"))
-        again = run_script(args)
-        stale = run_root / "s0/postprocessors/adascale_logit.pkl"
-        assert f"{stale} is out of date (made with other settings than today's" in again.stderr
     finally:
         yml.unlink()
 
@@ -94,8 +91,9 @@ def test_without_autoload_by_the_runner(run_script, run_root):
 def test_switched_off(run_script, run_root):
     args = ["scripts/eval_ood.py", "--root", run_root, "--postprocessor", "msp"]
     done = run_script(args, env={"OPENOOD_ADASCALE_DISABLE": "1"}, check=False)
-    assert done.returncode != 0  # no CUDA here, or no libmr: OpenOOD fails as it does without this package
-    assert "openood-adascale" not in done.stderr
+    assert (
+        "openood-adascale" not in done.stderr
+    )  # and OpenOOD succeeds or fails as it does without this package
 
 
 def test_eval_ood_imagenet(run_script, imagenet_checkpoint):
@@ -127,7 +125,11 @@ def test_main_py(run_script, main_args, checkout):
         "7.5",
     ]
     done = run_script(main_args(yml, *overrides, mark="adascale"))
+    # [percentile], with the command line's k2 and lmbda in what main.py keeps of its config
     assert done.stdout.count("Hyperparam:") == 36
+    (kept,) = checkout.glob("results/*_adascale/s0/ood/config.yml")
+    assert re.search(r"lmbda: 5\.0", kept.read_text())
+    assert re.search(r"k2: 7\.5", kept.read_text())
     (table,) = checkout.glob("results/*_adascale/s0/ood/ood.csv")
     rows = list(csv.DictReader(table.open()))
     # main.py averages over its own list of sets
