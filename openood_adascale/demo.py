@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .detector import AdaSCALE, Detector, unpack
 from .evaluation import Benchmark, Result, accuracy, evaluate, save_csv
-from .rivals import MSP, SCALE, Energy
+from .rivals import LTS, MSP, SCALE, BFAct, Energy, OptFS
 
 KNOWN = (0, 1, 2, 3, 4, 5)
 SIDE = 16
@@ -140,6 +140,9 @@ def methods(network: nn.Module) -> dict[str, Detector]:
         "MSP": MSP(network),
         "Energy": Energy(network),
         "SCALE": SCALE(network),
+        "LTS": LTS(network),
+        "BFAct": BFAct(network),
+        "OptFS": OptFS(network),
         "AdaSCALE-A": AdaSCALE(network, variant="A"),
         "AdaSCALE-L": AdaSCALE(network, variant="L"),
     }

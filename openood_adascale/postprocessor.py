@@ -17,6 +17,7 @@ import torch
 import yaml
 from openood.postprocessors.base_postprocessor import BasePostprocessor
 from openood.utils import comm
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from .detector import AdaSCALE, Detector
@@ -107,6 +108,9 @@ class DetectorPostprocessor(BasePostprocessor):
         self._network: nn.Module | None = None
         self._loaders: tuple[Any, ...] = ()
         self._learn_loader: Any = None
+        self._confidences: dict[bool, np.ndarray] = {}
+        self.search_table: dict[tuple[tuple[str, Any], ...], float] = {}
+        """AUROC in percent of each candidate that OpenOOD's search has tried."""
 
     def _release(self) -> None:
         self._searching = False
@@ -180,6 +184,7 @@ class DetectorPostprocessor(BasePostprocessor):
                 f"{len(names)} values, for the lists of the sweep: {', '.join(names) or 'none'}",
             )
         self._searching = self.APS_mode and bool(self._loaders)
+        self._confidences = {}
         self.settings = self.settings.replace(**dict(zip(names, hyperparam, strict=True)))
         self.state = self._learn()
         self._made_for["settings"] = self.settings.as_dict()
@@ -204,10 +209,24 @@ class DetectorPostprocessor(BasePostprocessor):
         if self._searching and net is self._network and any(data_loader is known for known in self._loaders):
             evidence, labels = self._evidence(data_loader, show)
             pred, conf = self._detector_for(net).judge(evidence, self.settings, self.state)
+            self._note(data_loader is self._loaders[0], conf.numpy())
             return pred.numpy().astype(int), conf.numpy(), labels
         return self._detector_for(net).infer(data_loader, show)
 
     # What is kept while a search lasts.
+
+    def _note(self, known: bool, conf: np.ndarray) -> None:
+        """Once both sets are scored, the candidate's AUROC: the table of the search, for reports."""
+        self._confidences[known] = conf
+        if len(self._confidences) == 2 and np.isfinite(np.concatenate([*self._confidences.values()])).all():
+            chosen = self.settings.as_dict()
+            row = {name: chosen[name] for name in (key.removesuffix("_list") for key in self.args_dict)}
+            if isinstance(pair := row.get("percentile"), list):
+                del row["percentile"]
+                row.update(p_min=pair[0], p_max=pair[1])
+            truth = np.concatenate([np.full(len(values), side) for side, values in self._confidences.items()])
+            auroc = roc_auc_score(truth, np.concatenate([*self._confidences.values()]))
+            self.search_table[tuple(row.items())] = 100 * float(auroc)
 
     def _learn(self) -> Any:
         if not self.detector_class.needs_fit:
@@ -277,7 +296,17 @@ class DetectorPostprocessor(BasePostprocessor):
             "setup_flag": self.setup_flag,
             "hyperparam_search_done": self.hyperparam_search_done,
             "yml_source": self.yml_source,
+            "search": self._search_columns(),
         }
+
+    def _search_columns(self) -> dict[str, Any]:
+        """The search as columns, of which a report makes a heat map."""
+        rows = [{**dict(row), "auroc": auroc} for row, auroc in self.search_table.items()]
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+        is_number = {
+            name: all(isinstance(v, float | int) for v in values) for name, values in columns.items()
+        }
+        return {n: np.array(v, dtype=np.float32) if is_number[n] else v for n, v in columns.items()}
 
     def __setstate__(self, stored: dict[str, Any]) -> None:
         path = _file_being_loaded()
@@ -296,6 +325,10 @@ class DetectorPostprocessor(BasePostprocessor):
         self.setup_flag = stored["setup_flag"]
         self.hyperparam_search_done = stored["hyperparam_search_done"]
         self.yml_source = stored["yml_source"]
+        columns = {name: list(values) for name, values in stored["search"].items()}
+        aurocs = columns.pop("auroc", [])
+        rows = [tuple(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        self.search_table = dict(zip(rows, aurocs, strict=True))
         self._restored_from = path or "the loaded pickle"
 
     def _out_of_date(self, made_for: dict[str, Any]) -> list[str]:

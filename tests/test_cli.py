@@ -29,6 +29,19 @@ def test_configs_are_printed_and_there():
     assert all(line.startswith(folder) for line in files)
 
 
+def test_presets_are_listed():
+    lines = call("presets").stdout.splitlines()
+    assert len(lines) == 1 + 24
+    assert any(line.split()[:4] == ["adascale_resnet50", "A", "imagenet", "resnet50"] for line in lines)
+
+
+def test_folders_without_results_are_named(tmp_path):
+    done = call("report", tmp_path, check=False)
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr
+    assert call("compare", tmp_path / "no.csv", check=False).returncode == 2
+
+
 def test_run_is_as_if_python_ran_the_script(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/beside.py").write_text("VALUE = 7\n")
@@ -71,3 +84,6 @@ def test_demo(tmp_path):
     assert len(pd.read_csv(tmp_path / "out/search_adascale.csv")) == 36
     for name in summary.index:
         assert f"{name} (" in done.stdout
+    call("report", tmp_path / "out")
+    page = (tmp_path / "out/report/report.html").read_text(encoding="utf-8")
+    assert "AdaSCALE-A" in page

@@ -9,7 +9,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import reference
 import torch
 import yaml
 
@@ -122,6 +124,32 @@ def test_equals_openoods_own(make_evaluator, checkout, tmp_path, packaged, ours,
         np.testing.assert_array_equal(got[2], want[2])
     # A float32 activation at a rank or rounding boundary can go either way between two correct programs.
     assert np.concatenate(close).mean() >= 0.99
+
+
+@pytest.mark.parametrize("variant", ["A", "L"])
+def test_scores_on_real_activations_equal_the_reference(digits_net, evaluator_kwargs, variant):
+    from openood.evaluation_api.datasets import get_id_ood_dataloader
+    from openood.evaluation_api.preprocessor import get_default_preprocessor
+
+    from openood_adascale import AdaSCALE
+    from openood_adascale.encode import Perturbation, encode
+    from openood_adascale.models import Classifier
+
+    loaders = get_id_ood_dataloader(
+        "cifar10", evaluator_kwargs["data_root"], get_default_preprocessor("cifar10"), batch_size=100
+    )
+    sets = (loaders["id"]["val"], loaders["ood"]["near"]["tin"])
+    val, ood = (torch.cat([batch["data"] for batch in loader]) for loader in sets)
+    net, perturbation = digits_net(), Perturbation("trivial", 0.05, 0.5)
+    detector = AdaSCALE(net, variant=variant, percentile=(60, 95)).fit([val])
+    arrays = []
+    for images in (val, ood):
+        encoded = encode(Classifier(net, images), images, [perturbation])
+        arrays += [encoded.activation.numpy(), encoded.perturbed[perturbation].numpy()]
+    head = (net.fc.weight.detach().numpy(), net.fc.bias.detach().numpy())
+    want, _, pred = reference.scores(*arrays, *head, variant=variant, percentile_pair=(60, 95))
+    np.testing.assert_allclose(detector.score(ood).numpy(), want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(detector.predict(ood)[0].numpy(), pred)
 
 
 def test_search_is_one_pass_over_each_validation_loader(small_evaluator, small_net, tmp_path, packaged):
@@ -282,6 +310,25 @@ def test_pickle_holds_numbers_only(small_evaluator, tmp_path):
     assert restored.hyperparam_search_done
     assert restored.APS_mode
     assert not [v for v in vars(restored).values() if isinstance(v, torch.nn.Module)]
+
+
+def test_the_search_is_kept_for_reports(small_evaluator, tmp_path, packaged, capfd):
+    from openood_adascale.scores import load_search
+
+    sweep = {"percentile_list": PAIRS, "k2_list": [5, 50]}
+    write_yml(tmp_path, "adascale", packaged / "adascale.yml", postprocessor_sweep=sweep)
+    postprocessor = small_evaluator("adascale", config_root=str(tmp_path)).postprocessor
+    printed = re.findall(r"auroc: ([\d.]+)", capfd.readouterr().out)
+    restored = through_file(postprocessor, tmp_path / "adascale.pkl")
+    table = load_search(tmp_path / "adascale.pkl")
+    assert set(table) == {"p_min", "p_max", "k2", "auroc"}
+    np.testing.assert_allclose(table["auroc"], [100 * float(value) for value in printed], atol=1e-4)
+    pd.testing.assert_frame_equal(load_search(through_again(restored, tmp_path / "again.pkl")), table)
+
+
+def through_again(postprocessor, path: Path) -> Path:
+    through_file(postprocessor, path)
+    return path
 
 
 def through_file(postprocessor, path: Path):
