@@ -99,10 +99,11 @@ def write_small_benchmark(data: Path, small: Path) -> None:
     of_class: list[list[str]] = [[] for _ in range(10)]
     for line in lines["train_cifar10"]:
         of_class[int(line.split()[1])].append(line)
-    # The known digits are six classes only; class statistics need some image of each of the ten.
+    # The known digits are six classes only; class statistics need some image of each of the ten. The near sets are
+    # twelve images of each of the others.
     unknown = lines["test_cifar100"] + lines["test_tin"]
     for i in range(4):
-        of_class[6 + i] = [line.replace(" -1", f" {6 + i}") for line in unknown[i * 30 : (i + 1) * 30]]
+        of_class[6 + i] = [line.replace(" -1", f" {6 + i}") for line in unknown[i * 12 : (i + 1) * 12]]
     chosen["train_cifar10"] = [line for of_one in of_class for line in of_one[:10]]
     for name, some in chosen.items():
         (target / f"{name}.txt").write_text("".join(f"{line}\n" for line in some))
