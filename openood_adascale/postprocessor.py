@@ -325,7 +325,7 @@ class DetectorPostprocessor(BasePostprocessor):
         self.setup_flag = stored["setup_flag"]
         self.hyperparam_search_done = stored["hyperparam_search_done"]
         self.yml_source = stored["yml_source"]
-        columns = {name: list(values) for name, values in stored["search"].items()}
+        columns = {name: np.asarray(values).tolist() for name, values in stored["search"].items()}
         aurocs = columns.pop("auroc", [])
         rows = [tuple(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         self.search_table = dict(zip(rows, aurocs, strict=True))
