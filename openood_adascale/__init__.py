@@ -1,7 +1,7 @@
 """AdaSCALE (ICML 2026) as an OpenOOD plugin and on its own.
 
-Importing the package registers its postprocessors with OpenOOD (see :func:`register`); the names below are
-loaded when first used, so that the import itself needs neither torch nor OpenOOD.
+Importing the package changes nothing in the process and imports neither torch nor OpenOOD; the names below are loaded
+when first used.
 """
 
 from __future__ import annotations
@@ -10,14 +10,47 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .plugin import register, unregister
 
 if TYPE_CHECKING:
-    from .detector import AdaSCALE
+    from .detectors.adascale import AdaSCALE
+    from .detectors.bfact import BFAct
+    from .detectors.energy import Energy
+    from .detectors.lts import LTS
+    from .detectors.msp import MSP
+    from .detectors.optfs import OptFS
+    from .detectors.scale import SCALE
+    from .evaluation.benchmark import Benchmark
+    from .evaluation.evaluate import evaluate
+    from .plugin.registration import register, unregister
 
-_LAZY = {"AdaSCALE": "detector"}
+_LAZY = {
+    "AdaSCALE": "detectors.adascale",
+    "BFAct": "detectors.bfact",
+    "Benchmark": "evaluation.benchmark",
+    "Energy": "detectors.energy",
+    "LTS": "detectors.lts",
+    "MSP": "detectors.msp",
+    "OptFS": "detectors.optfs",
+    "SCALE": "detectors.scale",
+    "evaluate": "evaluation.evaluate",
+    "register": "plugin.registration",
+    "unregister": "plugin.registration",
+}
 
-__all__ = ["AdaSCALE", "__version__", "register", "unregister"]
+__all__ = [
+    "LTS",
+    "MSP",
+    "SCALE",
+    "AdaSCALE",
+    "BFAct",
+    "Benchmark",
+    "Energy",
+    "OptFS",
+    "__version__",
+    "evaluate",
+    "register",
+    "unregister",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,6 +63,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-register()

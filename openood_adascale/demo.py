@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor, nn
-from torch.nn import functional as nnF
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
-from .detector import AdaSCALE, Detector, unpack
-from .evaluation import Benchmark, Result, accuracy, evaluate, save_csv
-from .rivals import LTS, MSP, SCALE, BFAct, Energy, OptFS
+from .detectors.adascale import AdaSCALE
+from .detectors.base import Detector
+from .detectors.registry import METHODS
+from .evaluation.accuracy import accuracy
+from .evaluation.benchmark import Benchmark
+from .evaluation.evaluate import Result, evaluate
+from .evaluation.tables import save_csv
+from .evidence.collect import unpack
+from .reporting import pictures
 
 KNOWN = (0, 1, 2, 3, 4, 5)
 SIDE = 16
@@ -63,7 +69,7 @@ def load_benchmark(seed: int = 0, batch_size: int = 200) -> tuple[Benchmark, Ten
     """
     rng = np.random.default_rng(seed)
     digits = load_digits()
-    images = nnF.interpolate(
+    images = functional.interpolate(
         torch.tensor(digits.images[:, None] / 16, dtype=torch.float32), (SIDE, SIDE), mode="bilinear"
     )
     labels = torch.tensor(digits.target)
@@ -109,7 +115,7 @@ def _patches(photo: np.ndarray, count: int, rng: np.random.Generator) -> Tensor:
     patches = torch.stack([grey[t : t + 64, left : left + 64] for t, left in zip(tops, lefts, strict=True)])[
         :, None
     ]
-    patches = nnF.interpolate(patches, (SIDE, SIDE), mode="area")
+    patches = functional.interpolate(patches, (SIDE, SIDE), mode="area")
     low, high = patches.amin((1, 2, 3), True), patches.amax((1, 2, 3), True)
     return (patches - low) / (high - low).clamp(min=1e-3)
 
@@ -128,24 +134,15 @@ def train(data: TensorDataset, seed: int = 0, epochs: int = 12, progress: bool |
                 shift = [int(s) for s in torch.randint(-1, 2, (2,))]
                 logits = network(images[rows].roll(shift, (2, 3)))
                 optimizer.zero_grad()
-                nnF.cross_entropy(logits, labels[rows]).backward()
+                functional.cross_entropy(logits, labels[rows]).backward()
                 optimizer.step()
                 schedule.step()
     return network.eval()
 
 
-def methods(network: nn.Module) -> dict[str, Detector]:
-    """The demo's detectors, by their names in the tables."""
-    return {
-        "MSP": MSP(network),
-        "Energy": Energy(network),
-        "SCALE": SCALE(network),
-        "LTS": LTS(network),
-        "BFAct": BFAct(network),
-        "OptFS": OptFS(network),
-        "AdaSCALE-A": AdaSCALE(network, variant="A"),
-        "AdaSCALE-L": AdaSCALE(network, variant="L"),
-    }
+def methods(network: nn.Module) -> dict[str, Detector[Any, Any]]:
+    """The package's detectors by name, in the order of the tables."""
+    return {name: method.detector(network, **method.defaults) for name, method in METHODS.items()}
 
 
 def run(output: Path, seed: int = 0, progress: bool | None = None) -> pd.DataFrame:
@@ -158,7 +155,8 @@ def run(output: Path, seed: int = 0, progress: bool | None = None) -> pd.DataFra
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _run(output, seed, progress)
+        with torch.device("cpu"):  # whatever the default device is
+            return _run(output, seed, progress)
     finally:
         torch.set_num_threads(threads)
 
@@ -168,52 +166,48 @@ def _run(output: Path, seed: int, progress: bool | None) -> pd.DataFrame:
     benchmark, data = load_benchmark(seed)
     network = train(data, seed, progress=progress)
     known_accuracy = accuracy(network, benchmark.test, progress=progress)
-    print(f"Trained on {len(data)} images of the digits 0-5 in {time.perf_counter() - start:.0f} s; "
-          f"test accuracy {known_accuracy:.2f} %.\n")  # fmt: skip
-    results: dict[str, Result] = {}
+    print(
+        f"Trained on {len(data)} images of the digits 0-5 in {time.perf_counter() - start:.0f} s; "
+        f"test accuracy {known_accuracy:.2f} %."
+    )
+    began = time.perf_counter()
     detectors = methods(network)
-    for name, detector in detectors.items():
-        began = time.perf_counter()
-        results[name] = result = evaluate(
-            detector, benchmark, known_accuracy=known_accuracy, progress=progress
-        )
-        tried = (
-            ""
-            if result.search is None
-            else f", {len(result.search)} candidates tried, {_chosen(detector, result)}"
-        )
-        print(f"{name} ({time.perf_counter() - began:.1f} s{tried})")
+    results = evaluate(detectors, benchmark, known_accuracy=known_accuracy, progress=progress)
+    print(f"Searched and evaluated {len(results)} methods in {time.perf_counter() - began:.0f} s.\n")
+    for name, result in results.items():
+        print(f"{METHODS[name].label} ({_chosen(detectors[name], result)})")
         print(result.table.to_string(float_format="{:.2f}".format), "\n")
-        save_csv(result.table, output / "ood" / f"{_file_name(name)}.csv")
+        save_csv(result.table, output / "ood" / f"{name}.csv")
         if result.search is not None:
-            result.search.to_csv(output / f"search_{_file_name(name)}.csv", index=False)
+            result.search.to_csv(output / f"search_{name}.csv", index=False)
     summary = summarise(results)
     print(summary.to_string(float_format="{:.2f}".format))
     summary.to_csv(output / "summary.csv", float_format="%.2f")
     picture = output / "demo.png"
-    draw(detectors["AdaSCALE-A"], benchmark, results).savefig(picture, dpi=150)
-    print(f"\nThe demo's data are small: read the table as an example, not as a ranking of methods.\n"
-          f"Took {time.perf_counter() - start:.0f} s. Tables and picture are in {output} (look at {picture}).")  # fmt: skip
+    draw(cast(AdaSCALE, detectors["adascale"]), benchmark, results).savefig(picture, dpi=150)
+    print(
+        "\nThe demo's data are small: read the table as an example, not as a ranking of methods.\n"
+        f"Took {time.perf_counter() - start:.0f} s. Tables and picture are in {output} (look at {picture})."
+    )
     return summary
 
 
-def _file_name(method: str) -> str:
-    return {"AdaSCALE-A": "adascale", "AdaSCALE-L": "adascale_logit", "Energy": "ebo"}.get(
-        method, method.lower()
-    )
+def _chosen(detector: Detector[Any, Any], result: Result) -> str:
+    """How many candidates were tried, and which settings were best."""
+    if result.search is None:
+        return "nothing to search"
+    settings = detector.settings.as_dict()
+    swept = [
+        name for name in settings if name in result.search and result.search[name].astype(str).nunique() > 1
+    ]
+    return f"{len(result.search)} candidates tried, {', '.join(f'{name} {settings[name]}' for name in swept)}"
 
 
-def _chosen(detector: Detector, result: Result) -> str:
-    assert result.search is not None
-    swept = [name for name in detector.settings.names() if result.search[name].astype(str).nunique() > 1]
-    return ", ".join(f"{name} {detector.settings.as_dict()[name]}" for name in swept)
-
-
-def summarise(results: dict[str, Result]) -> pd.DataFrame:
+def summarise(results: Mapping[str, Result]) -> pd.DataFrame:
     """Near and far averages of all methods side by side."""
     return pd.DataFrame(
         {
-            name: {
+            METHODS[name].label: {
                 f"{split} {metric}": result.table.loc[f"{split}ood", metric]
                 for split in ("near", "far")
                 for metric in ("FPR@95", "AUROC")
@@ -223,41 +217,25 @@ def summarise(results: dict[str, Result]) -> pd.DataFrame:
     ).T
 
 
-def draw(detector: Any, benchmark: Benchmark, results: dict[str, Result]) -> Figure:
+def draw(detector: AdaSCALE, benchmark: Benchmark, results: Mapping[str, Result]) -> pictures.Figure:
     """Score distributions of energy and AdaSCALE-A, and the percentiles that AdaSCALE-A chose."""
-    sets: dict[str, list[Any]] = {
+    loaders: dict[str, list[Iterable[Any]]] = {
         "known": [benchmark.test],
         "near-OOD": list(benchmark.near.values()),
         "far-OOD": list(benchmark.far.values()),
     }
     names = {"known": ["id"], "near-OOD": list(benchmark.near), "far-OOD": list(benchmark.far)}
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    axes = figure.subplots(1, 3)
-    for axis, method in zip(axes, ("Energy", "AdaSCALE-A"), strict=False):
+    panels = {}
+    for method in ("ebo", "adascale"):
         scores = {
             group: np.concatenate([results[method].scores[name] for name in names[group]]) for group in names
         }
-        _histograms(axis, scores)
-        axis.set(title=f"{method}: score", xlabel="score (larger is more in-distribution)")
+        panels[f"{METHODS[method].label}: score"] = ("score (larger is more in-distribution)", scores)
     percentiles = {
         group: np.concatenate(
-            [detector.percentiles(unpack(batch)[0]).numpy() for data in loaders for batch in data]
+            [detector.percentiles(unpack(batch)[0]).numpy() for loader in own for batch in loader]
         )
-        for group, loaders in sets.items()
+        for group, own in loaders.items()
     }
-    _histograms(axes[2], percentiles)
-    axes[2].set(title="AdaSCALE-A: percentile chosen per image", xlabel="percentile p (%)")
-    axes[0].set_ylabel("share of the images (%)")
-    axes[0].legend(frameon=False)
-    return figure
-
-
-def _histograms(axis: Any, groups: dict[str, np.ndarray]) -> None:
-    low, high = np.percentile(np.concatenate(list(groups.values())), [0.5, 99.5])
-    bins = np.linspace(low, max(high, low + 1e-6), 41)
-    for group, values in groups.items():
-        weights = np.full(len(values), 100 / len(values))
-        style = {"bins": bins, "weights": weights, "color": COLOURS[group]}
-        axis.hist(values.clip(low, high), histtype="stepfilled", alpha=0.25, **style)
-        axis.hist(values.clip(low, high), histtype="step", linewidth=1.5, label=group, **style)
-    axis.spines[["top", "right"]].set_visible(False)
+    panels[f"{METHODS['adascale'].label}: percentile chosen per image"] = ("percentile p (%)", percentiles)
+    return pictures.histograms(panels, COLOURS)

@@ -161,3 +161,139 @@ class Map(nn.Module):
 
 
 WITHOUT_HEAD = [Softmax, Cosine, Tuple, Map]
+
+
+# Heads that are no W a + b, though a linear layer's output is the network's.
+
+
+class CosineLayer(nn.Linear):
+    def forward(self, feature):
+        return nn.functional.normalize(feature) @ nn.functional.normalize(self.weight).T
+
+
+class Tempered(nn.Linear):
+    def forward(self, feature):
+        return super().forward(feature) / 0.05
+
+
+class Adapter(nn.Linear):
+    """As an unmerged LoRA layer, trained already."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.down, self.up = nn.Parameter(torch.randn(2, 64) * 0.1), nn.Parameter(torch.randn(5, 2) * 0.1)
+
+    def forward(self, feature):
+        return super().forward(feature) + feature @ self.down.T @ self.up.T
+
+
+class FakeQuantised(nn.Linear):
+    """As quantisation-aware layers: the weight that is used is rounded to 8 bits."""
+
+    def forward(self, feature):
+        step = self.weight.abs().max() / 127
+        return nn.functional.linear(feature, (self.weight / step).round() * step, self.bias)
+
+
+class IntegerWeight(nn.Linear):
+    """As 8-bit layers: the weight holds integers, and a scale stands beside it."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        scale = self.weight.detach().abs().max() / 127
+        self.weight = nn.Parameter((self.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
+        self.scale = scale
+
+    def forward(self, feature):
+        return nn.functional.linear(feature, self.weight * self.scale, self.bias)
+
+
+def with_head(layer):
+    network = TinyNet()
+    network.fc = layer(64, 5)
+    return network.eval()
+
+
+NO_LINEAR_HEAD = [CosineLayer, Tempered, Adapter, FakeQuantised, IntegerWeight]
+
+
+class Clamped(TinyNet):
+    """What follows the head is inactive on small logits."""
+
+    limit = float("inf")
+
+    def forward(self, images):
+        return super().forward(images).clamp(-self.limit, self.limit)
+
+
+class Viewed(nn.Module):
+    """As LeNet in many tutorials: .view needs images, and maps, in contiguous memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2)
+        self.fc = nn.Linear(72, 5)
+
+    def forward(self, images):
+        return self.fc(self.conv(images).relu().view(len(images), -1))
+
+
+class FlatMLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.fc = nn.Linear(192, 64), nn.Linear(64, 5)
+
+    def forward(self, images):
+        return self.fc(self.hidden(images.view(len(images), 192)).relu())
+
+
+class Merging(TinyNet):
+    """As LoRA models do: eval() merges what train() has apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("delta", torch.randn(5, 64) * 0.1)
+        self.merged = False
+
+    def train(self, mode=True):
+        if mode is self.merged:
+            with torch.no_grad():
+                self.fc.weight.add_(-self.delta if mode else self.delta)
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, images):
+        if not self.merged:
+            raise RuntimeError("train mode")
+        return super().forward(images)
+
+
+class BatchStatistics(TinyNet):
+    """A batch norm without running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.features[1] = nn.BatchNorm2d(8, track_running_stats=False)
+
+
+class Checkpointed(TinyNet):
+    def __init__(self, reentrant=True):
+        super().__init__()
+        self.reentrant = reentrant
+
+    def forward(self, images):
+        from torch.utils.checkpoint import checkpoint
+
+        return self.fc(checkpoint(self.features, images, use_reentrant=self.reentrant))
+
+
+class Counting(TinyNet):
+    """Writes to a buffer whenever it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, images):
+        self.runs += 1
+        return super().forward(images)

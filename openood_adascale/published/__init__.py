@@ -8,7 +8,6 @@ v1.5 result files; ``hyperparameters.csv`` holds Tables 13 and 14. Each row name
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any
 
 import pandas as pd
 
@@ -19,7 +18,7 @@ PAPER_SETS = {
 }
 
 # Where the authors' files were made with other settings than their tables print.
-_DEVIATIONS: dict[Any, str] = {
+_DEVIATIONS = {
     ("imagenet", "regnet-y-16gf", "AdaSCALE-A"): (
         "the authors' RegNet files for AdaSCALE-A were made with k2 = 30 %, while Table 13 says k2 = 50 %: "
         "a run with Table 13's settings need not reproduce them"
@@ -56,7 +55,7 @@ def results() -> pd.DataFrame:
     listed = set(hyperparameters()[["dataset", "network"]].itertuples(index=False, name=None))
     from_files = table["source"].str.startswith("the authors' OpenOOD")
     for (dataset, network, method), rows in table[from_files].groupby(["dataset", "network", "method"]):
-        note = _DEVIATIONS.get((dataset, network, method), "")
+        note = _DEVIATIONS.get((str(dataset), str(network), str(method)), "")
         if (dataset, network) not in listed:
             note = (
                 f"Tables 13 and 14 list no settings for {network} on {dataset}: "

@@ -26,13 +26,13 @@ import os, sys, openood.postprocessors as pp, torch
 from openood.evaluation_api import evaluator, postprocessor as api
 from openood.pipelines import test_ood_pipeline
 from openood.utils.config import Config, merge_configs
-from openood_adascale.plugin import configs_root
+from openood_adascale.plugin.names import configs_root
 
 names = ('adascale', 'adascale_logit')
 made = {name: evaluator.get_postprocessor('configs', name, 'cifar10') for name in names}
 for name, postprocessor in made.items():
     assert isinstance(postprocessor, pp.BasePostprocessor)
-    assert type(postprocessor).__module__ == 'openood_adascale.postprocessor'
+    assert type(postprocessor).__module__ == 'openood_adascale.plugin.postprocessor'
     assert type(postprocessor) is api.postprocessors[name]
     assert postprocessor.yml_source == (os.path.abspath('configs'), name, 'cifar10')
     yml = configs_root() / 'postprocessors' / f'{name}.yml'
@@ -55,7 +55,7 @@ ORDERS = {
     "postprocessors first": "import openood.postprocessors",
     "as main.py": "from openood.pipelines import get_pipeline; from openood.utils import launch",
     "as eval_ood.py": "import torch; from openood.evaluation_api import Evaluator; import openood.networks",
-    "our postprocessor first": "import openood_adascale.postprocessor",
+    "our postprocessor first": "import openood_adascale.plugin.postprocessor",
 }
 
 
@@ -108,14 +108,22 @@ def test_registers_by_itself(run: Run, order: str) -> None:
         ("import openood.networks", "from openood.pipelines import get_pipeline"),
     ],
 )
-def test_registers_by_import_of_the_package(run: Run, before: str, after: str) -> None:
-    """Without torch's autoload; before the import only what needs neither imgaug nor libmr."""
-    run(before, "import openood_adascale", after, CHECK, DEVICE, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+def test_registers_by_a_call(run: Run, before: str, after: str) -> None:
+    """Without torch's autoload; before the call only what needs neither imgaug nor libmr."""
+    run(
+        before,
+        "import openood_adascale; openood_adascale.register()",
+        after,
+        CHECK,
+        DEVICE,
+        TORCH_DEVICE_BACKEND_AUTOLOAD="0",
+    )
 
 
 WITH_OPENOOD_LOADED = """
 import sys
 import openood_adascale
+openood_adascale.register()
 from openood.evaluation_api import Evaluator
 import openood.pipelines
 openood_adascale.unregister()
@@ -160,7 +168,7 @@ def test_users_yml_wins(run: Run, tmp_path: Path) -> None:
     assert "APS_mode: True" in text
     (folder / "adascale.yml").write_text(text.replace("APS_mode: True", "APS_mode: False"))
     run(
-        "import openood_adascale, os",
+        "import openood_adascale, os; openood_adascale.register()",
         "from openood.evaluation_api.postprocessor import get_postprocessor",
         "found = get_postprocessor('configs', 'adascale', 'cifar10')",
         "assert found.APS_mode is False",
@@ -176,6 +184,7 @@ def test_spawned_workers_register_silently(run: Run) -> None:
         """
         import multiprocessing, torch
         import openood_adascale
+        openood_adascale.register()
         from openood.evaluation_api import postprocessor
 
         def work(_):
@@ -194,7 +203,9 @@ def test_spawned_workers_register_silently(run: Run) -> None:
 def test_switched_off(run: Run) -> None:
     done = run(
         """
-        import sys, openood_adascale, torch, openood.networks
+        import sys, openood_adascale, torch
+        openood_adascale.register()
+        import openood.networks
         from openood.networks import utils
         assert not any('openood' in type(finder).__module__ for finder in sys.meta_path)
         assert 'cuda' not in vars(torch.Tensor) and utils.torch is torch
@@ -210,6 +221,7 @@ def test_openood_imports_without_imgaug_and_libmr(run: Run) -> None:
         import sys
         sys.modules['imgaug'] = sys.modules['libmr'] = None
         import openood_adascale
+        openood_adascale.register()
         from openood.pipelines import get_pipeline
         from openood.evaluation_api import Evaluator
         from openood.preprocessors import DRAEMPreprocessor

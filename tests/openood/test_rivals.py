@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,10 @@ import pytest
 import torch
 import yaml
 from networks import ReturnFeature
+from openood_postprocessing import through_file
 
-from openood_adascale.plugin import configs_root
-from openood_adascale.presets import presets
+from openood_adascale.plugin.names import configs_root
+from openood_adascale.published.presets import presets
 
 SWEEPS = {
     "lts": {"percentile_list": [80, 95]},
@@ -71,7 +71,7 @@ def images(loader) -> int:
 def alone(postprocessor, net, loader):
     """The same method without OpenOOD, with the postprocessor's settings."""
     detector = postprocessor.detector_class(net, postprocessor.settings)
-    return detector.fit(loader) if detector.needs_fit else detector
+    return detector.fit(loader)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -81,11 +81,11 @@ def test_by_name(make, name):
     known = evaluator.dataloader_dict["id"]
     train = images(known["train"]) if name in LEARNING else 0
     assert sum(net.calls) - (TRIED if train else 0) == train
-    assert not evaluator.postprocessor._kept
+    assert not evaluator.postprocessor._session._kept
     table = evaluator.eval_ood(progress=False)
     assert np.isfinite(table.to_numpy().astype(float)).all()
     detector = alone(evaluator.postprocessor, make_net(), known["train"])
-    want = detector.infer(known["test"])
+    want = detector.predict_loader(known["test"])
     got = evaluator.scores["id"]["test"]
     np.testing.assert_allclose(got[1], want[1], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(got[0], want[0])
@@ -103,16 +103,16 @@ def test_a_search_is_one_pass_over_each_loader(make, tmp_path, name, learn_from)
     assert sum(net.calls) == images(known["val"]) + images(ood["val"]) + train + TRIED
     postprocessor = evaluator.postprocessor
     assert postprocessor.hyperparam_search_done
-    assert not postprocessor._kept
+    assert not postprocessor._session._kept
     detector = alone(postprocessor, make_net(), known[learn_from])
     np.testing.assert_allclose(
         postprocessor.inference(net, known["test"], progress=False)[1],
-        detector.infer(known["test"])[1],
+        detector.predict_loader(known["test"])[1],
         rtol=1e-4,
         atol=1e-4,
     )
     # the same choice as the search without OpenOOD
-    other = postprocessor.detector_class(make_net(), **postprocessor._configured["settings"])
+    other = postprocessor.detector_class(make_net(), postprocessor._configured.settings)
     learnt = {"learn_loader": known["train"]} if train else {}
     found = other.search(known["val"], ood["val"], SWEEPS[name], False, **learnt)
     assert found.settings == postprocessor.settings
@@ -141,7 +141,7 @@ def test_every_preset_is_registered_for_both_ways_in():
     from openood.postprocessors import get_postprocessor
     from openood.utils.config import Config
 
-    from openood_adascale.postprocessor import POSTPROCESSORS
+    from openood_adascale.plugin.postprocessor import POSTPROCESSORS
 
     for name in [*presets()["name"], *SWEEPS]:
         assert api.postprocessors[name] is POSTPROCESSORS[name]
@@ -153,13 +153,6 @@ def test_every_preset_is_registered_for_both_ways_in():
 
 
 # Pickles.
-
-
-def through_file(postprocessor, path: Path):
-    with open(path, "wb") as f:
-        pickle.dump(postprocessor, f, pickle.HIGHEST_PROTOCOL)
-    with open(path, "rb") as f:
-        return pickle.load(f)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -194,12 +187,12 @@ def test_stale_pickle_is_said_and_made_anew(make, loaders, tmp_path, capfd, name
     capfd.readouterr()
     restored.setup(net, id_loaders, loaders["ood"])
     said = capfd.readouterr().err
-    assert str(tmp_path / "x.pkl") in said
+    assert f"results/<run>/s*/postprocessors/{name}.pkl" in said
     assert "out of date" in said
     if change == "images":
         assert "made with other training images" in said
     loader = id_loaders["val" if change == "learn_from" else "train"]
-    want = alone(restored, net, loader).infer(loaders["id"]["test"])[1]
+    want = alone(restored, net, loader).predict_loader(loaders["id"]["test"])[1]
     got = restored.inference(net, loaders["id"]["test"], progress=False)[1]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
@@ -209,7 +202,7 @@ def test_stale_pickle_is_said_and_made_anew(make, loaders, tmp_path, capfd, name
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_missing_training_images_are_named(loaders, name):
-    from openood_adascale.postprocessor import POSTPROCESSORS
+    from openood_adascale.plugin.postprocessor import POSTPROCESSORS
 
     val_only = {"val": loaders["id"]["val"]}
     net = make_net()
@@ -224,7 +217,7 @@ def test_missing_training_images_are_named(loaders, name):
 
 
 def test_lts_asks_for_no_loader(loaders):
-    from openood_adascale.postprocessor import LTSPostprocessor
+    from openood_adascale.plugin.postprocessor import LTSPostprocessor
 
     postprocessor = LTSPostprocessor()
     postprocessor.setup(make_net(), {}, {})
@@ -251,7 +244,7 @@ def test_main_pys_order_of_calls(loaders, tmp_path, name):
     assert np.isfinite(first[1]).all()
     OODEvaluator(config).hyperparam_search(net, known["val"], ood["val"], postprocessor)
     assert sum(net.calls) <= sum(map(images, (known["test"], known["val"], ood["val"]))) + TRIED
-    assert not postprocessor._kept
-    want = alone(postprocessor, make_net(), known["train"]).infer(known["test"])[1]
+    assert not postprocessor._session._kept
+    want = alone(postprocessor, make_net(), known["train"]).predict_loader(known["test"])[1]
     got = postprocessor.inference(net, known["test"], progress=False)[1]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,57 @@
+"""The command line: ``openood-adascale demo | run | configs | presets | compare | report``.
+
+A file per command, with ``add_arguments(parser)`` and ``execute(options)``, which returns the exit status. Only the
+one that is called is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from .output import ClosedEarly, forgiving_output
+
+COMMANDS = {
+    "demo": "train a small network on images that pip installed, search, evaluate every method and draw",
+    "run": "run an OpenOOD script with this package registered, where torch does not autoload it",
+    "configs": "print where the packaged yml files lie, for main.py --config",
+    "presets": "list the paper's settings that are ready to run, for example by --postprocessor NAME",
+    "compare": "compare OpenOOD's result files with the published figures",
+    "report": "draw a run's folder: one HTML page, pictures, Markdown tables, leaderboard entries",
+}
+
+_NOBODY_READS = 141  # 128 + SIGPIPE, as a shell says it; 1 and 2 have meanings of their own
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    try:
+        with forgiving_output():
+            options = _parse(sys.argv[1:] if arguments is None else arguments)
+            if options.command != "run":
+                return _execute(options)
+    except ClosedEarly:
+        return _NOBODY_READS
+    return _execute(options)  # a script's output is its own affair
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="openood-adascale", description="The command line.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    called = next((word for word in arguments if word != "--"), None)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name == called:
+            module = importlib.import_module(f".{name}", __package__)
+            module.add_arguments(command)
+            command.set_defaults(execute=module.execute)
+    return parser.parse_args(arguments)
+
+
+def _execute(options: argparse.Namespace) -> int:
+    status: int = options.execute(options)
+    return status

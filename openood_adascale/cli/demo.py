@@ -1,0 +1,30 @@
+"""``openood-adascale demo``: see :mod:`openood_adascale.demo`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .output import complain
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its options."""
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("adascale-demo"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run it; 2 where Matplotlib is missing."""
+    try:
+        from ..demo import run
+    except ImportError as error:
+        if error.name != "matplotlib":
+            raise
+        complain(f"error: {error}")
+        return 2
+    run(options.output, options.seed, progress=False if options.quiet else None)
+    return 0

@@ -1,0 +1,22 @@
+"""``openood-adascale presets``: the paper's settings that are ready to run."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..published.presets import presets
+
+_COLUMNS = ["name", "variant", "dataset", "network", "percentiles", "k1", "k2", "o", "source"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It has no options."""
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Print the table."""
+    table = presets()
+    table["percentiles"] = [f"{low:g}-{high:g}" for low, high in table[["p_min", "p_max"]].to_numpy()]
+    table = table.rename(columns={"k1_percent": "k1", "k2_percent": "k2"})
+    print(table[_COLUMNS].to_string(index=False))
+    return 0

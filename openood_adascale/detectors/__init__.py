@@ -1,0 +1,1 @@
+"""The methods: what each learns and how it judges, a file per method, all listed in :mod:`.registry`."""

@@ -1,0 +1,204 @@
+"""What a method is, and what one does with it: ``fit``, ``predict``, ``score``, ``search``. Needs no OpenOOD."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..evidence.collect import Reader, batches, collect
+from ..evidence.evidence import Evidence
+from ..evidence.plan import Plan
+from .search import Search, candidates, search_aurocs
+from .settings import EXECUTION, Settings
+
+if TYPE_CHECKING:
+    from typing import Self
+
+S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
+"""What a method has learnt: a tensor or a dict of them, for a pickle; None for one that learns nothing."""
+
+
+class Detector(ABC, Generic[S, T]):
+    """A post-hoc OOD detector on top of a trained classifier. This kind learns nothing.
+
+    A subclass says what its settings ask of an image (``Settings.plan``) and how it judges (:meth:`judge`), by
+    arithmetic on :class:`~openood_adascale.evidence.evidence.Evidence`.
+
+    The network is left as it was found: mode, ``requires_grad``, ``.grad``, device and hooks. It is run in eval
+    mode, on its own device and in its own dtype.
+
+    Args:
+        network: returns (B, C) logits and ends in a linear layer. Known by OpenOOD, torchvision, timm or own.
+        settings: the method's settings; or give them as keyword arguments.
+
+    Raises:
+        SettingError: a setting unknown or out of range.
+        TypeError: no network, or another method's settings.
+    """
+
+    settings_class: ClassVar[type[Settings]] = Settings
+    default_sweep: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """What :meth:`search` tries if not told."""
+
+    def __init__(self, network: nn.Module, settings: S | None = None, **keywords: Any) -> None:
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network: {type(network).__name__} is not a torch.nn.Module")
+        if settings is not None and keywords:
+            raise TypeError("give either settings or keyword arguments, not both")
+        self.reader = Reader(network)
+        """The network as a source of Evidence; detectors of one network may share it."""
+        self.settings = (
+            cast(S, self.settings_class.from_mapping(keywords, type(self).__name__))
+            if settings is None
+            else settings
+        )
+        self.state: T | None = None
+        """What was learnt."""
+        self.settled = False
+        """Whether :meth:`fit` or :meth:`search` has been called."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The classifier. With another one, what was learnt is not used: fitting is asked for."""
+        return self.reader.network
+
+    @network.setter
+    def network(self, network: nn.Module) -> None:
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network: {type(network).__name__} is not a torch.nn.Module")
+        self.reader = Reader(network)
+
+    @property
+    def settings(self) -> S:
+        """The method's settings. What was learnt with others is learnt anew if it can be; else fitting is asked for."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: S) -> None:
+        if type(settings) is not self.settings_class:
+            raise TypeError(
+                f"settings: {settings!r} is not allowed; {type(self).__name__} takes {self.settings_class.__name__}, or "
+                "its settings as keyword arguments"
+            )
+        self._settings = settings
+
+    def __repr__(self) -> str:
+        chosen = {f.name: getattr(self.settings, f.name) for f in dataclasses.fields(self.settings)}
+        own = [f"{name}={value!r}" for name, value in chosen.items() if name not in EXECUTION]
+        told = ", ".join([type(self.network).__name__, *own])
+        return f"{type(self).__name__}({told})" + (", fitted" if self.settled else "")
+
+    @abstractmethod
+    def judge(self, evidence: Evidence, settings: S, state: T) -> tuple[Tensor, Tensor]:
+        """(N,) predicted classes and (N,) scores, larger is more in-distribution."""
+
+    def fit(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
+        """There is nothing to learn: no image is looked at."""
+        self.settled = True
+        return self
+
+    def score(self, images: Tensor) -> Tensor:
+        """(B,) scores of (B, ...) images, larger is more in-distribution; float64, on the network's device."""
+        return self.predict(images)[1]
+
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) predicted classes and (B,) scores of (B, ...) images.
+
+        Raises:
+            RuntimeError: not fitted, or with another network or other settings.
+            ValueError: NaN or infinity in images or activations, or a head that is not linear.
+            TypeError: integer images.
+        """
+        return self.judge(self._read(images), self.settings, cast(T, self.state))
+
+    def predict_loader(
+        self, loader: Iterable[Any], progress: bool | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(N,) predicted classes, scores and labels (−1 where unknown) of all of a loader's images, in its order."""
+        self.require_fit()
+        parts = []
+        for evidence, label in batches(
+            self.reader, loader, self.settings.plan(), self.settings.execution, progress, "Score"
+        ):
+            pred, score = self.judge(evidence, self.settings, cast(T, self.state))
+            parts.append((pred.cpu().numpy(), score.cpu().numpy(), label))
+        preds, scores, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return preds.astype(int), scores, labels
+
+    def search(
+        self,
+        id_loader: Iterable[Any],
+        ood_loader: Iterable[Any],
+        sweep: Mapping[str, Sequence[Any]] | None = None,
+        progress: bool | None = None,
+    ) -> Search[S]:
+        """OpenOOD's automatic hyperparameter search in one pass over each loader; then fitted with the best.
+
+        Args:
+            id_loader: in-distribution validation images.
+            ood_loader: OOD validation images.
+            sweep: ``{"<setting>_list": [values]}``, e.g. ``{"percentile_list": [[60, 85], [80, 85]]}``; all
+                combinations are tried. None takes :attr:`default_sweep`.
+            progress: True or False shows or hides the bars; None shows them in a terminal.
+
+        Raises:
+            SettingError: a sweep unknown, empty or out of range.
+            ValueError: as :meth:`fit`, or nothing to learn from.
+        """
+        plan = Plan.union(settings.plan() for settings in self.tried(sweep))
+        execution = self.settings.execution
+        known, unknown = (
+            collect(self.reader, loader, plan, execution, progress, f"{side} validation").evidence
+            for side, loader in (("ID", id_loader), ("OOD", ood_loader))
+        )
+        return self.choose(known, unknown, sweep, progress)
+
+    def tried(self, sweep: Mapping[str, Sequence[Any]] | None = None) -> list[S]:
+        """The candidates of :meth:`search` with this sweep."""
+        return candidates(self.settings, self.default_sweep if sweep is None else sweep)
+
+    def choose(
+        self,
+        known: Evidence,
+        unknown: Evidence,
+        sweep: Mapping[str, Sequence[Any]] | None = None,
+        progress: bool | None = None,
+    ) -> Search[S]:
+        """:meth:`search` on validation images whose Evidence is there already, with all that the sweep asks for."""
+        import pandas as pd  # slow to import, and scoring needs none
+
+        tried = self.tried(sweep)
+
+        def scores(settings: S) -> tuple[np.ndarray, np.ndarray]:
+            state = self._learnt_for(settings, known)
+            of_known, of_unknown = (self.judge(e, settings, state)[1].numpy() for e in (known, unknown))
+            return of_known, of_unknown
+
+        aurocs = search_aurocs(tried, scores, progress)
+        best = int(np.argmax(aurocs))
+        self.settings = tried[best]
+        self.state = self._learnt_for(self.settings, known)
+        self.has_learnt()
+        table = pd.DataFrame([settings.as_dict() for settings in tried]).assign(auroc=aurocs)
+        return Search(self.settings, aurocs[best], table)
+
+    def _learnt_for(self, settings: S, known: Evidence) -> T:
+        """What a candidate learns."""
+        return cast(T, None)
+
+    def require_fit(self) -> None:
+        """Raise unless what was learnt holds for the present network and settings."""
+
+    def has_learnt(self) -> None:
+        """Note what :attr:`state` was learnt with."""
+        self.settled = True
+
+    def _read(self, images: Tensor) -> Evidence:
+        self.require_fit()
+        return self.reader.read(images, self.settings.plan(), self.settings.execution)

@@ -1,0 +1,17 @@
+"""MSP: the maximum softmax probability (Hendrycks & Gimpel, ICLR 2017)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..evidence.evidence import Evidence
+from .base import Detector
+from .settings import Settings
+
+
+class MSP(Detector[Settings, None]):
+    """The largest softmax probability of the plain logits."""
+
+    def judge(self, evidence: Evidence, settings: Settings, state: None) -> tuple[Tensor, Tensor]:
+        probability, pred = evidence.logits.softmax(1).max(1)
+        return pred, probability

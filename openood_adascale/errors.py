@@ -1,0 +1,53 @@
+"""Every exception of the package. All are ValueErrors: an input, a setting or a file that cannot be used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SettingError(ValueError):
+    """A setting that is unknown or out of range; names it, its value and what is allowed."""
+
+    def __init__(self, name: str, value: Any, allowed: str) -> None:
+        super().__init__(f"{name}: {value!r} is not allowed; expected {allowed}")
+        self._arguments = name, value, allowed
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors cross process borders
+        return SettingError, self._arguments
+
+
+class NotFinite(ValueError):
+    """NaN or infinity in images or activations; says of which."""
+
+    def __init__(self, what: str, rows: list[int], names: list[str] | None = None) -> None:
+        named = names or [str(row) for row in rows]
+        shown = ", ".join(named[:10]) + (", …" if len(named) > 10 else "")
+        places = "" if names else " (counted from 0)"
+        number = "" if names else "number "
+        super().__init__(f"{what}: NaN or infinity for {len(rows)} image(s), {number}{shown}{places}")
+        self.what, self.rows, self.names = what, rows, names
+        """What is not finite; the images' places in the batch or the loader; and, where the loader tells them, files."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NotFinite, (self.what, self.rows, self.names)
+
+    def shifted(self, offset: int) -> NotFinite:
+        """The same, counted from ``offset`` images earlier."""
+        return NotFinite(self.what, [row + offset for row in self.rows], self.names)
+
+    def located(self, offset: int, names: list[str]) -> NotFinite:
+        """The same for a batch that begins at ``offset`` in its loader and has images of these names, if any."""
+        files = [names[row] for row in self.rows] if names else None
+        return NotFinite(self.what, [row + offset for row in self.rows], files)
+
+
+class HeadMismatch(ValueError):
+    """The network's logits are not W a + b of the layer that seemed to be its linear head."""
+
+
+class ResultError(ValueError):
+    """A result file or a request that cannot be used; the message says which, where and what is expected."""
+
+
+class Unavailable(ValueError):
+    """Evidence was asked for something that the plan it was made for does not have."""

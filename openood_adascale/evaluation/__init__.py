@@ -1,0 +1,1 @@
+"""OpenOOD's protocol on any loaders, without OpenOOD: metrics, benchmark, evaluation."""

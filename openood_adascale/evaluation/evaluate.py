@@ -1,0 +1,164 @@
+"""OpenOOD's evaluation of one or many methods, without OpenOOD: every loader is run once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from ..detectors.base import Detector
+from ..errors import SettingError
+from ..evidence.modes import evaluating
+from ..metrics import COLUMNS, ood_metrics
+from .accuracy import accuracy
+from .benchmark import Benchmark
+from .one_pass import AnyDetector, OnePass, TestScores
+from .postprocessors import Postprocessor, prepare, scores_of
+
+
+@dataclass
+class Result:
+    """What :func:`evaluate` found of one method."""
+
+    table: pd.DataFrame
+    """Rows: the near sets, ``nearood`` (their mean), the far sets, ``farood``; columns
+    :data:`~openood_adascale.metrics.COLUMNS`, in percent."""
+    scores: dict[str, np.ndarray]
+    """Of ``id`` (with the covariate-shifted sets under full-spectrum OOD) and of every OOD set by name."""
+    search: pd.DataFrame | None = None
+    """The candidates and their AUROC in percent, where there was a search."""
+    near: tuple[str, ...] = ()
+    far: tuple[str, ...] = ()
+    """The names of the OOD sets."""
+
+
+@overload
+def evaluate(
+    method: AnyDetector | Postprocessor,
+    benchmark: Benchmark,
+    network: nn.Module | None = None,
+    *,
+    search: bool | None = None,
+    sweep: Mapping[str, Sequence[Any]] | None = None,
+    full_spectrum: bool = False,
+    known_accuracy: float | None = None,
+    progress: bool | None = None,
+) -> Result: ...
+
+
+@overload
+def evaluate(
+    method: Mapping[str, AnyDetector],
+    benchmark: Benchmark,
+    network: None = None,
+    *,
+    search: bool | None = None,
+    sweep: None = None,
+    full_spectrum: bool = False,
+    known_accuracy: float | None = None,
+    progress: bool | None = None,
+) -> dict[str, Result]: ...
+
+
+def evaluate(
+    method: AnyDetector | Postprocessor | Mapping[str, AnyDetector],
+    benchmark: Benchmark,
+    network: nn.Module | None = None,
+    *,
+    search: bool | None = None,
+    sweep: Mapping[str, Sequence[Any]] | None = None,
+    full_spectrum: bool = False,
+    known_accuracy: float | None = None,
+    progress: bool | None = None,
+) -> Result | dict[str, Result]:
+    """Search or fit on validation data, then judge every near and far set.
+
+    An image goes through a network once for all detectors that run it in the same precision, and for its accuracy.
+
+    Args:
+        method: a :class:`~openood_adascale.detectors.base.Detector`; several by name, whose results come back by
+            name; or any object with OpenOOD's postprocessor methods (``setup``, ``inference`` and, to search,
+            ``APS_mode``, ``args_dict``, ``set_hyperparam``). A detector that is fitted already is not fitted anew.
+        benchmark: the loaders.
+        network: for a postprocessor, what its methods are called with. A detector brings its own.
+        search: search the hyperparameters on ``val`` and ``ood_val``, where the method has any to search. None does
+            so where ``sweep`` is given, or unless a detector is fitted, or has searched, already.
+        sweep: for one detector, what to search instead of its default.
+        full_spectrum: count the covariate-shifted sets as in-distribution (OpenOOD's ``--fsood``).
+        known_accuracy: ACC in percent if it is known already; computed otherwise.
+        progress: True or False shows or hides the bars; None shows them in a terminal.
+
+    Raises:
+        ValueError: loaders that the method needs are missing or empty, or scores are NaN.
+        SettingError: a sweep unknown, empty or out of range, or one that cannot be used.
+    """
+    if sweep is not None and (search is False or not isinstance(method, Detector)):
+        other = (
+            "search=False" if search is False else f"{type(method).__name__}, which has a sweep of its own"
+        )
+        raise SettingError("sweep", sweep, f"None with {other}")
+    if isinstance(method, Mapping):
+        return _evaluate_detectors(method, benchmark, search, {}, full_spectrum, known_accuracy, progress)
+    if isinstance(method, Detector):
+        sweeps = {} if sweep is None else {"": sweep}
+        found = _evaluate_detectors(
+            {"": method}, benchmark, search, sweeps, full_spectrum, known_accuracy, progress
+        )
+        return found[""]
+    if network is None:
+        raise TypeError(f"network: None is not allowed; {type(method).__name__} has none of its own")
+    with evaluating(network):  # as OpenOOD's Evaluator does for its postprocessors
+        searched = prepare(method, benchmark, network, search is not False)
+        tested = TestScores(benchmark, full_spectrum)
+        for name, loader in tested.loaders():
+            tested.add(name, scores_of(method, network, loader, progress is not False))
+        if known_accuracy is None:
+            known_accuracy = accuracy(network, *tested.known_loaders, progress=progress)
+    return _result(benchmark, tested.scores(), searched, known_accuracy)
+
+
+def _evaluate_detectors(
+    detectors: Mapping[str, AnyDetector],
+    benchmark: Benchmark,
+    search: bool | None,
+    sweeps: Mapping[str, Mapping[str, Sequence[Any]]],
+    full_spectrum: bool,
+    known_accuracy: float | None,
+    progress: bool | None,
+) -> dict[str, Result]:
+    groups: dict[Any, dict[str, AnyDetector]] = {}
+    for name, detector in detectors.items():
+        key = (id(detector.network), detector.settings.execution)
+        groups.setdefault(key, {})[name] = detector
+    found: dict[str, Result] = {}
+    accuracies: dict[int, float] = {}
+    for group in groups.values():
+        one = OnePass(group, benchmark, progress)
+        tables = one.prepare(search, sweeps)
+        tested, in_float32 = one.test(full_spectrum, known_accuracy is None)
+        network = next(iter(group.values())).network
+        percent = known_accuracy if known_accuracy is not None else accuracies.get(id(network), in_float32)
+        if percent is None:  # only a lower precision's is at hand, and ACC is the plain network's
+            percent = accuracy(network, *tested[next(iter(group))].known_loaders, progress=progress)
+        accuracies[id(network)] = percent
+        for name in group:
+            found[name] = _result(benchmark, tested[name].scores(), tables.get(name), percent)
+    return {name: found[name] for name in detectors}
+
+
+def _result(
+    benchmark: Benchmark, scores: dict[str, np.ndarray], search: pd.DataFrame | None, known_accuracy: float
+) -> Result:
+    rows: dict[str, dict[str, float]] = {}
+    for split, sets in (("nearood", benchmark.near), ("farood", benchmark.far)):
+        for name in sets:
+            rows[name] = ood_metrics(scores["id"], scores[name])
+        rows[split] = {
+            column: float(np.mean([rows[name][column] for name in sets])) for column in COLUMNS[:-1]
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").assign(ACC=known_accuracy)[list(COLUMNS)]
+    return Result(table, scores, search, tuple(benchmark.near), tuple(benchmark.far))

@@ -1,0 +1,57 @@
+"""Objects with OpenOOD's postprocessor methods, evaluated without OpenOOD."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from ..detectors.search import product, search_aurocs
+from ..errors import SettingError
+from .benchmark import Benchmark
+
+
+class Postprocessor(Protocol):
+    """What OpenOOD calls of a postprocessor; to be searched it also has ``APS_mode``, ``args_dict``,
+    ``set_hyperparam``, ``get_hyperparam`` and ``hyperparam_search_done``."""
+
+    def setup(self, net: Any, id_loader_dict: Any, ood_loader_dict: Any) -> Any:
+        """Learn."""
+
+    def inference(self, net: Any, data_loader: Any, progress: bool = True) -> Any:
+        """(N,) predicted classes, scores and labels of a loader's images."""
+
+
+def scores_of(method: Postprocessor, network: nn.Module, loader: Iterable[Any], progress: bool) -> np.ndarray:
+    """(N,) scores of a loader's images."""
+    return np.asarray(method.inference(network, loader, progress=progress)[1])
+
+
+def prepare(
+    method: Postprocessor, benchmark: Benchmark, network: nn.Module, search: bool
+) -> pd.DataFrame | None:
+    """Set ``method`` up and search as OpenOOD's Evaluator does; the search's table, if there was one."""
+    method.setup(network, benchmark.known, benchmark.ood)
+    searched: Any = method
+    if not (search and getattr(method, "APS_mode", False)) or getattr(
+        method, "hyperparam_search_done", False
+    ):
+        return None
+    known, unknown = benchmark.loader("val"), benchmark.loader("ood_val")
+    if not searched.args_dict:
+        raise SettingError("args_dict", searched.args_dict, "at least one setting to search")
+    tried = [list(chosen.values()) for chosen in product(searched.args_dict)]
+
+    def scores(chosen: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+        searched.set_hyperparam(chosen)
+        return scores_of(method, network, known, False), scores_of(method, network, unknown, False)
+
+    aurocs = search_aurocs(tried, scores, progress=False)
+    searched.set_hyperparam(tried[int(np.argmax(aurocs))])
+    searched.get_hyperparam()
+    searched.hyperparam_search_done = True
+    columns = [key.removesuffix("_list") for key in searched.args_dict]
+    return pd.DataFrame(tried, columns=columns).assign(auroc=aurocs)

@@ -1,0 +1,1 @@
+"""From images to Evidence: the only wing that runs networks."""

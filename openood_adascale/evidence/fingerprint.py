@@ -1,0 +1,179 @@
+"""Which network and which images something was made with: digests that another session can compare, and a watch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import weakref
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import data
+
+from .description import Unknown, described, qualified
+from .modes import evaluating, unwrap
+
+
+def network_digest(network: nn.Module, without: Collection[str] = ()) -> str:
+    """A digest of a network's layers, hooks, weights and buffers, the same on every device and in every process.
+
+    What a layer's code does is not part of it.
+
+    Args:
+        network: compiled or wrapped, it is the one inside that counts; in eval mode, where that differs.
+        without: names of buffers that are left out, since running the network changes them.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    network = unwrap(network)
+    network = getattr(network, "_orig_mod", network)  # torch.compile's
+    with evaluating(network):
+        for name, module in network.named_modules():
+            described = re.sub(r" at 0x\w+", "", module.extra_repr())
+            hooks = [_named(hook) for hooks in _hooks(module) for hook in hooks.values()]
+            digest.update(f"{name} {qualified(type(module))} {described} {hooks}\n".encode())
+        for name, value in network.state_dict().items():
+            if name in without:
+                continue
+            if not isinstance(value, Tensor):
+                digest.update(f"{name} {_described_or_kind(value)}".encode())
+                continue
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)} {value.layout}".encode())
+            with contextlib.suppress(RuntimeError, NotImplementedError):  # meta, nested: by their shape alone
+                for part in _dense_parts(value.detach()):
+                    digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    return module._forward_pre_hooks, module._forward_hooks
+
+
+def _named(hook: Any) -> str:
+    return f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', type(hook).__qualname__)}"
+
+
+def _described_or_kind(value: Any) -> str:
+    try:
+        return described(value)
+    except Exception:
+        return qualified(type(value))
+
+
+def _dense_parts(value: Tensor) -> list[Tensor]:
+    if value.layout == torch.strided:
+        return [value.dequantize() if value.is_quantized else value.resolve_conj().resolve_neg()]
+    if value.layout == torch.sparse_coo:
+        value = value.coalesce()
+        return [value.indices(), value.values()]
+    if value.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [value.crow_indices(), value.col_indices(), value.values()]
+    if value.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [value.ccol_indices(), value.row_indices(), value.values()]
+    return [value.to_dense()]
+
+
+class Glance:
+    """A network as it is now, to see cheaply whether anyone has touched it since.
+
+    Notices layers and hooks that were added, replaced or removed, and parameters and buffers that were replaced,
+    moved or written to (but not through ``.data`` or ``.numpy()``). It keeps none of them alive.
+
+    Args:
+        network: as :func:`network_digest` takes it.
+        without: names of buffers that may change.
+    """
+
+    def __init__(self, network: nn.Module, without: Collection[str] = ()) -> None:
+        self._without = frozenset(without)
+        self._seen = [(weakref.ref(thing), state) for thing, state in self._touchable(network)]
+
+    def still_holds(self, network: nn.Module) -> bool:
+        """Whether nothing of ``network`` has been touched."""
+        now = list(self._touchable(network))
+        return len(now) == len(self._seen) and all(
+            seen() is thing and before == state
+            for (seen, before), (thing, state) in zip(self._seen, now, strict=True)
+        )
+
+    def _touchable(self, network: nn.Module) -> Iterator[tuple[Any, tuple[int, ...]]]:
+        for path, module in network.named_modules():
+            yield module, tuple(number for hooks in _hooks(module) for number in hooks)
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is None or (self._without and f"{path}.{name}".strip(".") in self._without):
+                        continue
+                    yield tensor, _state_of(tensor)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy has another network: it has seen nothing of it
+        return Glance, (nn.Module(),)
+
+
+def buffer_versions(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """By the buffers' names, what changes when they are written to."""
+    return {name: (id(buffer), *_state_of(buffer)) for name, buffer in network.named_buffers()}
+
+
+def _state_of(tensor: Tensor) -> tuple[int, ...]:
+    version = 0 if tensor.is_inference() else tensor._version
+    return (version, tensor.data_ptr()) if tensor.layout == torch.strided else (version,)
+
+
+def images_digest(loader: Any) -> str | None:
+    """A digest of what a loader's images are, the same in every process; None where that cannot be told.
+
+    It can be told of PyTorch's ``DataLoader`` over OpenOOD's image lists, torchvision's image folders,
+    ``TensorDataset``, and ``Subset`` and ``ConcatDataset`` of these: which files (with size and time of change) or
+    numbers, and what the preprocessing consists of. Order and batch size do not matter.
+    """
+    try:
+        text = described(_loader_parts(loader))
+    except Exception:  # whatever it is: it cannot be told
+        return None
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _loader_parts(loader: Any) -> list[Any]:
+    # A subclass, or a sampler of the user's, may yield anything.
+    if type(loader) is not data.DataLoader or type(loader.batch_sampler) is not data.BatchSampler:
+        raise Unknown
+    sampler: Any = loader.sampler
+    everything = type(sampler) is data.SequentialSampler or (
+        type(sampler) is data.RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source)
+        and not loader.drop_last
+    )
+    if not everything:
+        raise Unknown
+    dropped = len(sampler) % (loader.batch_size or 1) if loader.drop_last else 0
+    return [_dataset_parts(loader.dataset), dropped, loader.collate_fn]
+
+
+def _dataset_parts(dataset: Any) -> list[Any]:
+    kind = qualified(type(dataset))
+    if type(dataset) is data.TensorDataset:
+        return [kind, dataset.tensors]
+    if type(dataset) is data.Subset:
+        return [kind, _dataset_parts(dataset.dataset), list(dataset.indices)]
+    if type(dataset) is data.ConcatDataset:
+        return [kind, *map(_dataset_parts, dataset.datasets)]
+    if kind == "openood.datasets.imglist_dataset.ImglistDataset":
+        names = [line.split(" ", 1)[0].strip() for line in dataset.imglist[: len(dataset)]]
+        paths = (os.path.join(dataset.data_dir, name) for name in names)
+    elif kind in (
+        "torchvision.datasets.folder.ImageFolder",
+        "torchvision.datasets.folder.DatasetFolder",
+    ):
+        paths = (path for path, _ in dataset.samples)
+    else:
+        raise Unknown
+    return [kind, vars(dataset), [_file_state(path) for path in paths]]
+
+
+def _file_state(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,132 @@
+"""The distribution of all activations of a loader, in one pass and in memory that does not grow with it.
+
+A bin holds the float32 numbers that agree in sign, exponent and the first :data:`MANTISSA_BITS` bits of the
+mantissa. Every number of a bin is within a relative 2^-14 of any other, from the smallest to the largest
+magnitude, so that no range has to be known beforehand.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import Unavailable
+
+MANTISSA_BITS = 14
+_SHIFT = 23 - MANTISSA_BITS
+_ORIGIN = 1 << (31 - _SHIFT)  # the bin of zero
+BINS = 2 * _ORIGIN
+_FLOAT32 = torch.finfo(torch.float32)
+
+
+class Histogram(NamedTuple):
+    """How often, and with what weight, activations fell into each bin that any fell into."""
+
+    bins: Tensor
+    """(M,) int64, ascending: see :func:`bin_of`."""
+    counts: Tensor
+    """(M,) int64."""
+    weights: Tensor | None
+    """(M,) float64, the sum of the weights that came with the activations, if any did."""
+
+    @property
+    def summed_weights(self) -> Tensor:
+        """:attr:`weights`.
+
+        Raises:
+            Unavailable: none were counted.
+        """
+        if self.weights is None:
+            raise Unavailable("histogram: it was counted without weights")
+        return self.weights
+
+
+def bin_of(values: Tensor) -> Tensor:
+    """The bin of each value: int64 in [0, BINS), in the order of the values; floating in, the same shape out.
+
+    Values are rounded to float32 first; those out of its range count as its largest.
+    """
+    # Adding zero makes -0 a +0.
+    bits = (values.clamp(_FLOAT32.min, _FLOAT32.max).float() + 0.0).view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers in the order of the numbers
+    return (ordered >> _SHIFT).long() + _ORIGIN
+
+
+def lower_edge(bins: Tensor) -> Tensor:
+    """The smallest float32 number in each bin."""
+    return _float32((bins - _ORIGIN) << _SHIFT)
+
+
+def middle(bins: Tensor) -> Tensor:
+    """float64 within 2^-15 of every number of its bin, relative to that number (2^-126 absolute next to zero)."""
+    first = (bins - _ORIGIN) << _SHIFT
+    number = (_float32(first).double() + _float32(first + (1 << _SHIFT) - 1).double()) / 2
+    return torch.where(number.abs() < _FLOAT32.tiny, 0.0, number)
+
+
+def nearest_edge(values: Tensor) -> Tensor:
+    """The bin whose lower edge is nearest in the order of float32 numbers: off by a relative 2^-15 at most."""
+    bins = bin_of(values)
+    first = (bins - _ORIGIN) << _SHIFT
+    halfway = _float32(first + (1 << (_SHIFT - 1)))
+    return (bins + (values >= halfway)).clamp(max=BINS - 1)
+
+
+def _float32(ordered: Tensor) -> Tensor:
+    ordered = ordered.to(torch.int32)
+    return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+
+class Counter:
+    """Counts batches of activations; counts do not depend on their order or size, weights only by rounding.
+
+    While it counts it takes 8 bytes per bin (64 MiB), twice that with weights.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Tensor | None = None
+        self._weights: Tensor | None = None
+
+    def add(self, values: Tensor, weights: Tensor | None = None) -> None:
+        """Count ``values``, of any shape, with a weight for each of them or None (the same in all calls)."""
+        # mps has no float64.
+        device = values.device if values.device.type != "mps" else torch.device("cpu")
+        if self._counts is None:
+            self._counts = torch.zeros(BINS, dtype=torch.int64, device=device)
+            if weights is not None:
+                self._weights = torch.zeros(BINS, dtype=torch.float64, device=device)
+        bins = bin_of(values).flatten().to(self._counts.device)
+        one = torch.ones((), dtype=torch.int64, device=bins.device)
+        self._counts.index_add_(0, bins, one.expand(len(bins)))
+        if self._weights is not None and weights is not None:
+            self._weights.index_add_(0, bins, weights.flatten().to(bins.device, torch.float64))
+
+    def result(self) -> Histogram:
+        """What was counted so far: on the CPU, of as many entries as bins were hit.
+
+        Raises:
+            ValueError: nothing was counted.
+        """
+        if self._counts is None:
+            raise ValueError("activations: nothing was counted; expected at least one batch")
+        hit = self._counts.nonzero().flatten()
+        weights = None if self._weights is None else self._weights[hit].cpu()
+        return Histogram(hit.cpu(), self._counts[hit].cpu(), weights)
+
+
+def quantile(counted: Histogram, fraction: float) -> float:
+    """The ``fraction`` quantile (linear between order statistics, as ``numpy.quantile``) of what was counted.
+
+    Off by at most 2^-15 (0.003 %) of the larger magnitude of the two order statistics that it lies between.
+
+    Args:
+        fraction: within [0, 1].
+    """
+    reached = counted.counts.cumsum(0)
+    place = fraction * (int(reached[-1]) - 1)
+    below = int(place)
+    ranks = reached.new_tensor([below, min(below + 1, int(reached[-1]) - 1)])
+    low, high = middle(counted.bins[torch.searchsorted(reached, ranks, right=True)]).tolist()
+    return low + (place - below) * (high - low)

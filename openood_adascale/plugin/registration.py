@@ -1,0 +1,104 @@
+"""Registers the package's postprocessors with OpenOOD, without changing a file of its.
+
+:func:`register` puts a finder into ``sys.meta_path`` that has this module take part when modules of OpenOOD
+are executed, in whatever order they are imported; :func:`unregister` undoes all of it.
+
+The environment variable ``OPENOOD_ADASCALE_DISABLE`` has the last word: ``1`` (``all``, ``true``) switches
+everything off, explicit calls of :func:`register` included, and a comma-separated list of ``register``,
+``device`` and ``stand-ins`` switches off these parts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from . import former
+from .devices import CudaRedirection
+from .finder import FINDER
+from .process import LOCK, PARTS, VARIABLE, half_initialised, say, switched_off, unknown_words
+from .stand_ins import StandIns
+from .tables import Tables
+
+
+def register() -> None:
+    """Have OpenOOD know this package's postprocessors, and run on this machine.
+
+    Can be called before or after OpenOOD is imported, and again. With torch 2.5 or later, importing torch and
+    then OpenOOD does the same. ``OPENOOD_ADASCALE_DISABLE`` can forbid it.
+    """
+    if switched_off():
+        return
+    if unknown := unknown_words():
+        say(f"{VARIABLE}: ignoring {', '.join(map(repr, unknown))}; known are 1, {', '.join(PARTS)}")
+    with LOCK:
+        if not _tables.active:
+            _tables.active = True
+            _pending.update(name for name in list(sys.modules) if name.startswith("openood."))
+        FINDER.start(_execute, _catch_up, {former.MODULE: former.__file__})
+    _catch_up()
+
+
+def unregister() -> None:
+    """Undo :func:`register`: what it, and OpenOOD's imports since, put in place and nobody has changed since.
+
+    A postprocessor that exists goes on working. With nothing registered, this does nothing.
+    """
+    with LOCK:
+        FINDER.stop()
+        _pending.clear()
+        _tables.undo()
+        _cuda.undo()
+        _stand_ins.undo()
+
+
+def _execute(module: ModuleType, run: Callable[[ModuleType], None]) -> None:
+    """Execute ``module`` of OpenOOD's by ``run(module)``, OpenOOD's own part, and do ours around it."""
+    with _stand_ins.during(module):
+        run(module)
+    _patch(module)
+
+
+def _catch_up() -> None:
+    """Patch those modules that were being executed when the plugin came, as far as they are complete now."""
+    with LOCK:
+        torch_is_ready = not half_initialised(sys.modules.get("torch"))
+        loaded = {name: sys.modules[name] for name in _pending if name in sys.modules}
+        ready = [m for m in loaded.values() if torch_is_ready and not half_initialised(m)]
+        _pending.intersection_update(loaded)
+        _pending.difference_update(m.__name__ for m in ready)
+        FINDER.pending = bool(_pending)
+    for module in ready:
+        _patch(module)
+
+
+def _patch(module: ModuleType) -> None:
+    """Change what is to be changed in a module of OpenOOD's; nothing that goes wrong here reaches OpenOOD."""
+    try:
+        with LOCK:
+            _pending.discard(module.__name__)
+            if _tables.active:
+                _cuda.redirect(module)
+    except Exception as error:
+        say(f"cannot redirect CUDA for {_story(module, error)}")
+    try:
+        if not switched_off("register"):
+            _tables.enter(module)
+    except Exception as error:
+        say(f"cannot register with {_story(module, error)}")
+
+
+def _story(module: ModuleType, error: Exception) -> str:
+    return f"{module.__name__}, which works as without this package: {type(error).__name__}: {error}"
+
+
+def _classes() -> Mapping[str, Any]:
+    from .postprocessor import POSTPROCESSORS  # late, since it imports torch and OpenOOD's base class
+
+    return POSTPROCESSORS
+
+
+_pending: set[str] = set()  # modules that were half-initialised when we came
+_tables, _cuda, _stand_ins = Tables(_classes), CudaRedirection(), StandIns()

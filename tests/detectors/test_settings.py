@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from openood_adascale.detectors.adascale import AdaSCALESettings
+from openood_adascale.detectors.search import candidates, parse_sweep
+from openood_adascale.errors import SettingError
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("variant", "B"), ("pixels", "trvial"), ("percentile", (85, 80)), ("percentile", (0, 80)),
+        ("percentile", (80, 100)), ("percentile", 85), ("percentile", (80,)), ("percentile", "80"),
+        ("k1", 0), ("k1", 101), ("k2", -1), ("k2", "many"), ("o", 0), ("o", 1.5), ("epsilon", 0), ("epsilon", float("nan")),
+        ("lmbda", -1), ("lmbda", True), ("num_samples", 0), ("num_samples", 1.5), ("seed", -1), ("k1", None),
+    ],
+)  # fmt: skip
+def test_out_of_range_names_the_setting_and_its_value(name, value):
+    with pytest.raises(SettingError) as error:
+        AdaSCALESettings(**{name: value})
+    assert name in str(error.value)
+    assert "expected" in str(error.value)
+    shown = value if not isinstance(value, tuple) else value[0]
+    assert str(shown) in str(error.value)
+
+
+def test_unknown_key_lists_the_known():
+    with pytest.raises(SettingError, match=r"postprocessor_args: k3: .*percentile, k1, k2"):
+        AdaSCALESettings.from_mapping({"k3": 1}, "postprocessor_args")
+
+
+def test_what_a_yml_and_a_command_line_give():
+    settings = AdaSCALESettings.from_mapping(
+        {"percentile": list("[60, 85]"), "k1": 2, "epsilon": "5e-1", "lmbda": "5", "num_samples": "100"}
+    )
+    assert settings.percentile == (60.0, 85.0)
+    assert (settings.k1, settings.epsilon, settings.lmbda, settings.num_samples) == (2.0, 0.5, 5.0, 100)
+    assert AdaSCALESettings.from_mapping(settings.as_dict()) == settings
+
+
+def test_candidates_come_in_openoods_order_whatever_the_sweep_names():
+    sweep = {"lmbda_list": [1, 10], "percentile_list": [[60, 70], [80, 85]]}
+    tried = candidates(AdaSCALESettings(), sweep)
+    assert [(c.lmbda, c.percentile) for c in tried] == [
+        (1, (60, 70)), (10, (60, 70)), (1, (80, 85)), (10, (80, 85)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        None,
+        {},
+        {"k1_list": []},
+        {"k9_list": [1]},
+        {"k1_list": 3},
+        {"k1_list": [0]},
+        {"percentile_list": [80, 85]},
+    ],
+)
+def test_bad_sweeps(sweep):
+    with pytest.raises(SettingError):
+        candidates(AdaSCALESettings(), sweep)
+
+
+def test_sweep_of_scrambled_list():
+    assert parse_sweep(AdaSCALESettings, {"k2_list": list("[5, 10]")}) == {"k2": [5, 10]}
+
+
+def test_older_naming_draws_one_warning():
+    with pytest.warns(UserWarning, match="the other way round") as caught:
+        AdaSCALESettings(k1=5, k2=1).warn_if_doubtful()
+    assert len(caught) == 1
+
+
+def test_seeds_are_kept_to_the_last_digit():
+    for seed in (2**53 + 1, 2**63 - 1, "9007199254740993", np.int64(7)):
+        assert AdaSCALESettings(seed=seed).seed == int(seed)
+    for seed in (2**64, 10**400, -1, 1.5, float("nan"), True, "1e400"):
+        with pytest.raises(SettingError, match=r"seed: .* a whole number from 0 to 9223372036854775807"):
+            AdaSCALESettings(seed=seed)
+    with pytest.raises(SettingError, match="lmbda"):
+        AdaSCALESettings(lmbda=10**400)
+    assert AdaSCALESettings(num_samples=5e3).num_samples == 5000

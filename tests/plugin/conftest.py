@@ -1,0 +1,66 @@
+"""The plugin's parts by themselves, on modules that do what OpenOOD's do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from textwrap import dedent
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from fake_openood import fake, run
+
+from openood_adascale.plugin import devices, process
+from openood_adascale.plugin.devices import CudaRedirection
+from openood_adascale.plugin.registration import _tables as tables
+from openood_adascale.plugin.registration import register, unregister
+from openood_adascale.plugin.stand_ins import StandIns
+
+__all__ = ["fake", "run"]
+
+
+@pytest.fixture
+def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything as in a process without the plugin, and no CUDA."""
+    was_active = tables.active
+    if was_active:  # else nothing is in place, and torch's autoload is to go on waiting
+        unregister()
+    for variable in (process.VARIABLE, devices.VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(process, "_said", set())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    yield
+    monkeypatch.undo()
+    if was_active:
+        register()
+
+
+@pytest.fixture
+def cuda(untouched: None) -> Iterator[CudaRedirection]:
+    """A redirection of the test's own."""
+    redirection = CudaRedirection()
+    yield redirection
+    redirection.undo()
+
+
+@pytest.fixture
+def stand_ins(untouched: None) -> Iterator[StandIns]:
+    """Stand-ins of the test's own."""
+    own = StandIns()
+    yield own
+    own.undo()
+
+
+@pytest.fixture
+def openood_module(cuda: CudaRedirection, stand_ins: StandIns) -> Callable[..., Any]:
+    """openood_module(name, source): an OpenOOD module of that name after the plugin has seen it executed."""
+
+    def make(name: str, source: str = "import torch") -> Any:
+        module = ModuleType(name)
+        with stand_ins.during(module):
+            exec(dedent(source), vars(module))
+        cuda.redirect(module)
+        return module
+
+    return make

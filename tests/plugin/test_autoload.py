@@ -1,0 +1,125 @@
+"""torch's autoload and what switches it off: inert without OpenOOD, silent, and never in the way of ``import torch``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+from fake_openood import AUTOLOAD, CHECK, REGISTER, UNREGISTERED, Run
+
+
+@pytest.mark.parametrize("value", ["1", "all", "TRUE", "register, all"])
+def test_everything_off(run: Run, value: str) -> None:
+    done = run(
+        "finders = list(sys.meta_path)",
+        AUTOLOAD,
+        REGISTER,
+        "openood_adascale.register()",
+        "assert sys.meta_path == finders",
+        UNREGISTERED,
+        OPENOOD_ADASCALE_DISABLE=value,
+    )
+    assert done.stderr == ""
+
+
+def test_registration_alone_off(run: Run) -> None:
+    run(AUTOLOAD, UNREGISTERED, OPENOOD_ADASCALE_DISABLE="register")
+
+
+@pytest.mark.parametrize("value", ["", "0", "device,stand-ins", " Device "])
+def test_registration_on(run: Run, value: str) -> None:
+    assert run(AUTOLOAD, CHECK, OPENOOD_ADASCALE_DISABLE=value).stderr == ""
+
+
+def test_unknown_word_is_said_and_ignored(run: Run) -> None:
+    done = run(
+        AUTOLOAD, REGISTER, CHECK, "openood_adascale.register()", OPENOOD_ADASCALE_DISABLE="regster,device"
+    )
+    assert done.stderr.count("\n") == 1, done.stderr
+    line = done.stderr
+    assert "OPENOOD_ADASCALE_DISABLE" in line
+    assert "'regster'" in line
+
+
+@pytest.mark.parametrize("broken", ["registration", "postprocessor"])
+def test_broken_installation_leaves_openood_as_it_is(run: Run, broken: str) -> None:
+    module = f"openood_adascale.plugin.{broken}"
+    done = run(
+        f"import sys; sys.modules[{module!r}] = None", AUTOLOAD, UNREGISTERED_BUT_FOR_PIPELINES, ours=False
+    )
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert module in done.stderr
+
+
+@pytest.mark.parametrize("broken", ["openood_adascale", "openood_adascale.plugin.finder"])
+def test_what_cannot_even_be_waited_for_is_passed_over_in_silence(run: Run, broken: str) -> None:
+    """Every program that imports torch comes by here."""
+    done = run(f"import sys; sys.modules[{broken!r}] = None", AUTOLOAD, UNREGISTERED, ours=False)
+    assert done.stderr == ""
+
+
+UNREGISTERED_BUT_FOR_PIPELINES = """
+from openood.evaluation_api import Evaluator, postprocessor
+assert list(postprocessor.postprocessors) == ['msp'] and Evaluator('msp')
+"""
+
+
+def test_autoload_raises_nothing(run: Run) -> None:
+    run("import openood_adascale.plugin.finder as f; f.Finder.wait = None", AUTOLOAD, UNREGISTERED)
+    run("import openood_adascale.plugin.process as p; del p.switched_off", AUTOLOAD, UNREGISTERED)
+    run(
+        "import sys; sys.stderr = None",
+        "from openood_adascale.plugin.process import say; say('nothing to say it to')",
+    )
+
+
+def test_autoload_is_inert_without_openood(run: Run) -> None:
+    done = run(
+        f"""
+        import sys
+        before, finders = set(sys.modules), list(sys.meta_path)
+        {AUTOLOAD}
+        new = set(sys.modules) - before
+        ours = {{name for name in new if name.startswith('openood_adascale')}}
+        assert {{name.partition('.')[0] for name in new - ours}} <= sys.stdlib_module_names, new
+        package = ['', '._version', '.plugin', '.plugin.finder', '.plugin.process']
+        assert ours == {{'openood_adascale_autoload', *('openood_adascale' + name for name in package)}}, ours
+        from openood_adascale.plugin.finder import FINDER
+        assert [f for f in sys.meta_path if f not in finders] == [FINDER]
+        import importlib.util, colorsys
+        assert importlib.util.find_spec('openood') and importlib.util.find_spec('no_such_package') is None
+        assert 'openood_adascale.plugin.registration' not in sys.modules
+        """,
+        ours=False,
+    )
+    assert done.stderr == ""
+
+
+def test_importing_the_package_changes_nothing(run: Run) -> None:
+    run(
+        "before = list(sys.meta_path)",
+        "import openood_adascale, openood_adascale.plugin.registration",
+        "assert sys.meta_path == before",
+        UNREGISTERED,
+    )
+
+
+def test_importing_the_package_needs_neither_torch_nor_numpy_nor_openood(run: Run) -> None:
+    run(
+        "import sys, openood_adascale, openood_adascale.plugin.registration",
+        "assert not {'torch', 'numpy', 'openood', 'multiprocessing'} & set(sys.modules)",
+        ours=False,
+    )
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_import_torch_is_enough_unless_autoload_is_off(run: Run, enabled: bool) -> None:
+    pytest.importorskip("torch", minversion="2.5")
+    if "openood_adascale" not in {e.name for e in importlib.metadata.entry_points(group="torch.backends")}:
+        pytest.skip("the package is not installed, so torch does not know of it")
+    code = """
+        assert 'openood_adascale.plugin.registration' not in sys.modules
+        assert not sys.modules.get('openood_adascale_autoload') or not torch.cuda.is_initialized()
+        """
+    disabled = {} if enabled else {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    run("import torch", code, CHECK if enabled else UNREGISTERED, **disabled)

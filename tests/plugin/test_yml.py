@@ -1,0 +1,41 @@
+"""What a yml says, without OpenOOD."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from openood_adascale.detectors.registry import METHODS
+from openood_adascale.errors import SettingError
+from openood_adascale.plugin.names import packaged_yml, postprocessor_methods
+from openood_adascale.plugin.yml import Configuration, default_section
+
+
+@pytest.mark.parametrize("name", sorted(postprocessor_methods()))
+def test_packaged_ymls_are_read_and_come_back(name: str) -> None:
+    path, method = packaged_yml(name), postprocessor_methods()[name]
+    assert path is not None
+    section = yaml.safe_load(path.read_text(encoding="utf-8"))["postprocessor"]
+    assert section["name"] == name
+    found = Configuration.parse(method, section)
+    assert Configuration.parse(method, found.as_section()) == found
+    assert found.aps_mode == section["APS_mode"]
+    assert all(getattr(found.settings, key) == value for key, value in method.defaults.items())
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_without_a_yml_the_detectors_defaults_and_its_sweep(method) -> None:
+    found = Configuration.parse(method, default_section(method))
+    assert found.settings == dataclasses.replace(method.detector.settings_class(), **method.defaults)
+    assert found.aps_mode == bool(method.detector.default_sweep)
+    assert found.sweep == {**method.detector.default_sweep}
+
+
+def test_what_overrides_a_yml() -> None:
+    section = {"postprocessor_args": {"precision": "float32", "percentile": 90}}
+    found = Configuration.parse(METHODS["lts"], section, {"precision": "bfloat16"})
+    assert (found.settings.precision, found.settings.as_dict()["percentile"]) == ("bfloat16", 90)
+    with pytest.raises(SettingError, match="precision: 'bf16'"):
+        Configuration.parse(METHODS["lts"], section, {"precision": "bf16"})
