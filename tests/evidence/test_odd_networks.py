@@ -110,16 +110,24 @@ def test_checkpointed_networks(id_images):
     encode(classifier, id_images, [EVERY[2]])
 
 
-@pytest.mark.parametrize("fullgraph", [False, True])
-def test_compiled_networks(id_images, fullgraph):
+def test_a_compiled_network(id_images):
     torch._dynamo.reset()
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
     want = encode(Classifier(network, id_images), id_images, [TRIVIAL])
-    compiled = torch.compile(network, backend="eager", fullgraph=fullgraph)
-    if fullgraph:
-        with pytest.raises(RuntimeError, match=r"fullgraph=True.*_orig_mod"):
-            encode(Classifier(compiled, id_images), id_images, [TRIVIAL])
-    else:
-        got = encode(Classifier(compiled, id_images), id_images, [TRIVIAL])
-        torch.testing.assert_close(got.logits, want.logits)
+    compiled = torch.compile(network, backend="eager")
+    got = encode(Classifier(compiled, id_images), id_images, [TRIVIAL])
+    torch.testing.assert_close(got.logits, want.logits)
+    torch._dynamo.reset()
+
+
+def test_the_error_of_a_graph_that_cannot_be_whole(id_images):
+    class Broken(TinyNet):
+        def forward(self, images):
+            torch._dynamo.graph_break()
+            return super().forward(images)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(Broken().eval(), backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match=r"fullgraph=True.*_orig_mod"):
+        Classifier(compiled, id_images)
     torch._dynamo.reset()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from openood_bench import find_openood
 
 from openood_adascale.reporting.compare import compare
 from openood_adascale.reporting.gather import collect
@@ -18,9 +18,9 @@ from openood_adascale.reporting.gather import collect
 @pytest.fixture
 def ood_evaluator(monkeypatch):
     """OpenOOD's OODEvaluator, with stand-ins for what its module imports beside the metrics."""
-    root = os.environ.get("OPENOOD_ROOT")
-    if not root:
-        pytest.skip("OpenOOD is not there: set OPENOOD_ROOT to a checkout of it")
+    root = find_openood()
+    if root is None:
+        pytest.skip("OpenOOD is not there: set OPENOOD_ROOT to a checkout of it, or put one on Python's path")
     names = {
         "openood": {},
         "openood.utils": {"Config": object},
