@@ -21,11 +21,12 @@ from tqdm.auto import tqdm
 from openood_adascale import AdaSCALE
 from openood_adascale.detectors.adascale import AdaSCALESettings
 from openood_adascale.detectors.search import candidates
-from openood_adascale.evidence.collect import Reader, collect
+from openood_adascale.evidence.collect import collect
 from openood_adascale.evidence.encode import Encoded
 from openood_adascale.evidence.evidence import Evidence
 from openood_adascale.evidence.head import Head
 from openood_adascale.evidence.plan import Plan
+from openood_adascale.evidence.reader import Reader
 
 HERE = Path(__file__).resolve().parent
 PERCENTILES = AdaSCALE.default_sweep["percentile_list"]

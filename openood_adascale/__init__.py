@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .detectors.scale import SCALE
     from .evaluation.benchmark import Benchmark
     from .evaluation.evaluate import evaluate
+    from .evidence.sharing import using_store
     from .plugin.registration import register, unregister
 
 _LAZY = {
@@ -35,6 +36,7 @@ _LAZY = {
     "evaluate": "evaluation.evaluate",
     "register": "plugin.registration",
     "unregister": "plugin.registration",
+    "using_store": "evidence.sharing",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "evaluate",
     "register",
     "unregister",
+    "using_store",
 ]
 
 

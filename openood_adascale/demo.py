@@ -23,7 +23,7 @@ from .evaluation.accuracy import accuracy
 from .evaluation.benchmark import Benchmark
 from .evaluation.evaluate import Result, evaluate
 from .evaluation.tables import save_csv
-from .evidence.collect import unpack
+from .evidence.batch import unpack
 from .reporting import pictures
 
 KNOWN = (0, 1, 2, 3, 4, 5)

@@ -49,5 +49,9 @@ class ResultError(ValueError):
     """A result file or a request that cannot be used; the message says which, where and what is expected."""
 
 
+class StoreError(ValueError):
+    """A store of activations that cannot be used, or has no room; the message says which and what to do."""
+
+
 class Unavailable(ValueError):
     """Evidence was asked for something that the plan it was made for does not have."""

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from openood_adascale.evidence.sharing import forget
+
 
 class TinyNet(nn.Module):
     """64 rectified activations, dropout and batch norm, so that a wrong mode shows."""
@@ -23,6 +25,12 @@ class TinyNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         self.calls.append(len(images))
         return self.fc(self.features(images))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shared() -> None:
+    """What an earlier test's pass has left in memory spares no later one's."""
+    forget()
 
 
 @pytest.fixture

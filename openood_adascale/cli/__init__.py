@@ -1,4 +1,4 @@
-"""The command line: ``openood-adascale demo | run | configs | presets | compare | report``.
+"""The command line: ``openood-adascale demo | run | configs | presets | compare | report | store``.
 
 A file per command, with ``add_arguments(parser)`` and ``execute(options)``, which returns the exit status. Only the
 one that is called is imported.
@@ -20,6 +20,7 @@ COMMANDS = {
     "configs": "print where the packaged yml files lie, for main.py --config",
     "presets": "list the paper's settings that are ready to run, for example by --postprocessor NAME",
     "compare": "compare OpenOOD's result files with the published figures",
+    "store": "show or remove what a store of activations holds",
     "report": "draw a run's folder: one HTML page, pictures, Markdown tables, leaderboard entries",
 }
 

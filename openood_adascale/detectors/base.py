@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 import numpy as np
 from torch import Tensor, nn
 
-from ..evidence.collect import Reader, batches, collect
+from ..evidence.collect import batches, collect
 from ..evidence.evidence import Evidence
 from ..evidence.plan import Plan
+from ..evidence.reader import Reader
 from .search import Search, candidates, search_aurocs
 from .settings import EXECUTION, Settings
 

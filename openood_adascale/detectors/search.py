@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..errors import SettingError
-from ..evidence.collect import hidden
+from ..evidence.batch import hidden
 from ..metrics import auroc
 from .settings import EXECUTION, Settings, unscramble
 

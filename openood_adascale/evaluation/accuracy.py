@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
+from ..evidence.batch import unpack, watched
 from ..evidence.classifier import logits_of
-from ..evidence.collect import hidden, unpack
 from ..evidence.encode import prepare
 from ..evidence.modes import frozen
 
@@ -51,7 +50,7 @@ def accuracy(network: nn.Module, *loaders: Iterable[Any], progress: bool | None 
     hits = Hits()
     with frozen(network), torch.no_grad():
         for loader in loaders:
-            for batch in tqdm(loader, desc="Accuracy", disable=hidden(progress)):
+            for batch in watched(loader, progress, "Accuracy"):
                 images, labels = unpack(batch)
                 if len(images) == 0:
                     continue

@@ -13,6 +13,7 @@ from torch import nn
 from ..detectors.base import Detector
 from ..errors import SettingError
 from ..evidence.modes import evaluating
+from ..evidence.sharing import StoreLike, using_store
 from ..metrics import COLUMNS, ood_metrics
 from .accuracy import accuracy
 from .benchmark import Benchmark
@@ -47,6 +48,7 @@ def evaluate(
     full_spectrum: bool = False,
     known_accuracy: float | None = None,
     progress: bool | None = None,
+    store: StoreLike = None,
 ) -> Result: ...
 
 
@@ -61,6 +63,7 @@ def evaluate(
     full_spectrum: bool = False,
     known_accuracy: float | None = None,
     progress: bool | None = None,
+    store: StoreLike = None,
 ) -> dict[str, Result]: ...
 
 
@@ -74,6 +77,7 @@ def evaluate(
     full_spectrum: bool = False,
     known_accuracy: float | None = None,
     progress: bool | None = None,
+    store: StoreLike = None,
 ) -> Result | dict[str, Result]:
     """Search or fit on validation data, then judge every near and far set.
 
@@ -91,11 +95,29 @@ def evaluate(
         full_spectrum: count the covariate-shifted sets as in-distribution (OpenOOD's ``--fsood``).
         known_accuracy: ACC in percent if it is known already; computed otherwise.
         progress: True or False shows or hides the bars; None shows them in a terminal.
+        store: a folder (or :class:`~openood_adascale.evidence.store.Store`) that keeps the images' activations, so that
+            a later evaluation does not run the network over them again. None takes ``OPENOOD_ADASCALE_STORE`` or this
+            process's memory, False none.
 
     Raises:
         ValueError: loaders that the method needs are missing or empty, or scores are NaN.
         SettingError: a sweep unknown, empty or out of range, or one that cannot be used.
+        StoreError: the store cannot be used, or has no room.
     """
+    with using_store(store):
+        return _evaluate(method, benchmark, network, search, sweep, full_spectrum, known_accuracy, progress)
+
+
+def _evaluate(
+    method: AnyDetector | Postprocessor | Mapping[str, AnyDetector],
+    benchmark: Benchmark,
+    network: nn.Module | None,
+    search: bool | None,
+    sweep: Mapping[str, Sequence[Any]] | None,
+    full_spectrum: bool,
+    known_accuracy: float | None,
+    progress: bool | None,
+) -> Result | dict[str, Result]:
     if sweep is not None and (search is False or not isinstance(method, Detector)):
         other = (
             "search=False" if search is False else f"{type(method).__name__}, which has a sweep of its own"

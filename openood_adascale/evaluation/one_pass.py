@@ -10,9 +10,10 @@ import pandas as pd
 
 from ..detectors.base import Detector
 from ..detectors.learning import LearningDetector, StreamingDetector, Summary
-from ..evidence.collect import Collected, Reader, batches, collect
+from ..evidence.collect import Collected, batches, collect
 from ..evidence.evidence import Evidence
 from ..evidence.plan import Plan
+from ..evidence.reader import Reader
 from .accuracy import Hits
 from .benchmark import Benchmark
 

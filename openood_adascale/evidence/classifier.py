@@ -163,20 +163,23 @@ class Classifier:
             return nn.functional.linear(activation, head.weight, head.bias)
 
     def _mismatch(self, how: str) -> HeadMismatch:
-        name = next((n for n, module in self.network.named_modules() if module is self._layer), "")
         return HeadMismatch(
             f"network: the logits of {type(self.network).__name__} are not W a + b of its last linear layer "
-            f"{name!r} ({type(self._layer).__name__}): {how}. The methods of this package need a linear head: "
+            f"{self.layer_name!r} ({type(self._layer).__name__}): {how}. The methods of this package need a linear head: "
             "merge adapters (LoRA) into its weights, take quantisation, hooks and whatever follows it off; for a "
             "cosine head they are not defined"
         )
 
     @property
+    def layer_name(self) -> str:
+        """The head's name within the network (within the one that was compiled)."""
+        network = getattr(self.network, "_orig_mod", self.network)
+        return next((name for name, module in network.named_modules() if module is self._layer), "")
+
+    @property
     def head(self) -> Head:
         """The head's weight and bias as they are now, detached, in the statistics' precision at least float32."""
-        weight = statistics_input(self._layer.weight.detach().flatten(1))
-        bias = self._layer.bias
-        return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight.dtype))
+        return head_of(self._layer)
 
     def __call__(self, images: Tensor) -> Output:
         """Logits and activation of (B, ...) images; the caller sets mode and gradients (see :func:`frozen`)."""
@@ -209,6 +212,13 @@ class Classifier:
             if _same_tensor(activation, head_input):
                 activation = head_input
         return Output(logits, activation, head_input, head_output.dtype)
+
+
+def head_of(layer: Any) -> Head:
+    """A linear layer's weight and bias as they are now, detached, in float32 at least."""
+    weight = statistics_input(layer.weight.detach().flatten(1))
+    bias = layer.bias
+    return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight.dtype))
 
 
 def logits_of(network: nn.Module, output: Any) -> Tensor:

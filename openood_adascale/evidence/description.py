@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -85,7 +87,7 @@ def _pickled(value: Any, within: tuple[int, ...]) -> Iterator[str]:
 
 def _function(function: types.FunctionType, within: tuple[int, ...]) -> Iterator[str]:
     """Its code, and of those not of a library the globals that the code names, too."""
-    yield f"{function.__module__}.{function.__qualname__};{_code(function.__code__)};"
+    yield f"{function.__module__}.{function.__qualname__};{_code(function.__code__)};{_edited(function.__module__)}"
     closure = [cell.cell_contents for cell in function.__closure__ or ()]
     used: list[Any] = []
     if not _of_a_library(function.__module__):
@@ -98,7 +100,7 @@ def _function(function: types.FunctionType, within: tuple[int, ...]) -> Iterator
 
 def _class(kind: type, within: tuple[int, ...]) -> Iterator[str]:
     """Its name, and what it consists of unless it is a library's."""
-    yield f"{qualified(kind)};"
+    yield f"{qualified(kind)};{_edited(kind.__module__)}"
     if _of_a_library(kind.__module__):
         return
     for base in kind.__mro__:
@@ -113,7 +115,21 @@ def _class(kind: type, within: tuple[int, ...]) -> Iterator[str]:
             yield from _describe(inner, within)
 
 
-# What changes with their versions only. OpenOOD is run from a checkout, but is nobody's to edit while a run lasts.
+def code_of(kind: type) -> str:
+    """What the functions of a class do, those of its bases included; libraries' classes by their names."""
+    told = []
+    for base in kind.__mro__:
+        told.append(qualified(base))
+        if _of_a_library(base.__module__) and not _edited(base.__module__):
+            continue
+        for name, value in sorted(vars(base).items()):
+            function = getattr(value, "__func__", getattr(value, "fget", value))
+            if isinstance(function, types.FunctionType):
+                told.append(f"{name} {_code(function.__code__)}")
+    return " ".join(told)
+
+
+# What changes with their versions only.
 _LIBRARIES = {
     "torch",
     "torchvision",
@@ -133,8 +149,33 @@ def _of_a_library(module: str | None) -> bool:
     return top in _LIBRARIES or (top in sys.stdlib_module_names and top != "__main__")
 
 
+def _edited(module: str | None) -> str:
+    """A digest of a module's file where it is of a checkout, which people edit: OpenOOD's."""
+    if (module or "").partition(".")[0] != "openood":
+        return ""
+    path = getattr(sys.modules.get(module or ""), "__file__", None)
+    try:
+        state = os.stat(path or "")
+        return _digest_of_file(path or "", state.st_size, state.st_mtime_ns)
+    except OSError:
+        return "no file;"
+
+
+@lru_cache
+def _digest_of_file(path: str, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return f"{hashlib.blake2b(file.read(), digest_size=8).hexdigest()};"
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    # The order of a set's members differs from process to process.
+    return f"frozenset({sorted(map(repr, value))})" if isinstance(value, frozenset) else repr(value)
+
+
 def _code(code: types.CodeType) -> str:
-    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    constants = [_constant(constant) for constant in code.co_consts]
     return hashlib.blake2b(
         code.co_code + repr((constants, code.co_names)).encode(), digest_size=8
     ).hexdigest()

@@ -42,6 +42,7 @@ def encode(
     images: Tensor,
     perturbations: Sequence[Perturbation] = (),
     execution: Execution = FLOAT32,
+    plain: bool = True,
 ) -> Encoded:
     """Run the network once for z and a, once backward if a gradient is needed, and once per perturbation.
 
@@ -53,6 +54,8 @@ def encode(
         images: (B, ...) floating, normalised as the network sees them; moved to its device and dtype.
         perturbations: each costs one more pass; a gradient is computed only if one is not ``random``.
         execution: precision and memory format.
+        plain: False where z and a are known already: for ``random`` perturbations alone, the perturbed passes are all
+            that is run, and only ``perturbed`` of the result has rows.
 
     Raises:
         TypeError: integer images.
@@ -72,7 +75,8 @@ def encode(
     ):
         # An image made under inference_mode cannot take part in autograd; its copy can.
         images = images.clone() if images.is_inference() else images.detach()
-        work = partial(_in_parts, classifier, perturbations, dtype)
+        plain = plain or any(p.pixels != "random" for p in perturbations)
+        work = partial(_in_parts, classifier, perturbations, dtype, plain)
         parts = _in_memory_format(work, classifier, images, execution.memory_format, dtype)
         head = classifier.head
         if in_training:  # back in its mode, the network may have other weights
@@ -118,6 +122,7 @@ def _in_parts(
     classifier: Classifier,
     perturbations: Sequence[Perturbation],
     dtype: torch.dtype | None,
+    plain: bool,
     images: Tensor,
 ) -> _Parts:
     """For each part of the batch z, the predicted classes, a, and the a_ε."""
@@ -127,7 +132,7 @@ def _in_parts(
     parts = []
     for start in range(0, len(images), size):
         try:
-            parts.append(_run(classifier, images[start : start + size], perturbations, dtype))
+            parts.append(_run(classifier, images[start : start + size], perturbations, plain))
         except NotFinite as error:
             raise error.shifted(start) from None
     return parts
@@ -137,7 +142,7 @@ def _run(
     classifier: Classifier,
     images: Tensor,
     perturbations: Sequence[Perturbation],
-    dtype: torch.dtype | None,
+    with_plain: bool,
 ) -> list[Tensor]:
     """The passes over some images; their graph is gone before the perturbed ones begin."""
     count = len(images)
@@ -159,7 +164,7 @@ def _run(
         output, gradient = _with_gradient(classifier, images)
         plain = read(output)
         del output
-    else:
+    elif with_plain:
         batches.append(images.clone())  # a network may change its input in place
     for p in perturbations:
         if p.pixels == "random":
@@ -172,6 +177,9 @@ def _run(
         if batches and count <= TWIN_BATCH and not classifier.keeps_batches_whole:
             batches = [torch.cat(batches)]
         found = plain + [rows for batch in batches for rows in read(classifier(batch))]
+    if not with_plain:  # columns without rows
+        z, prediction, activation = (rows[:0] for rows in found[0])
+        found.insert(0, (z, prediction, activation))
     (z, prediction, activation), *moved = found
     return [z, prediction, activation, *(a_eps for _, _, a_eps in moved)]
 

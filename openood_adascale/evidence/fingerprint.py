@@ -7,21 +7,21 @@ import hashlib
 import os
 import re
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import data
 
-from .description import Unknown, described, qualified
+from .description import Unknown, code_of, described, qualified
 from .modes import evaluating, unwrap
 
 
 def network_digest(network: nn.Module, without: Collection[str] = ()) -> str:
-    """A digest of a network's layers, hooks, weights and buffers, the same on every device and in every process.
-
-    What a layer's code does is not part of it.
+    """A digest of a network's layers, their code, hooks, weights and buffers, the same on every device and in every
+    process. Of the code it is the layers' own functions that count, not what they call; torch's, torchvision's and
+    timm's do not count.
 
     Args:
         network: compiled or wrapped, it is the one inside that counts; in eval mode, where that differs.
@@ -31,10 +31,13 @@ def network_digest(network: nn.Module, without: Collection[str] = ()) -> str:
     network = unwrap(network)
     network = getattr(network, "_orig_mod", network)  # torch.compile's
     with evaluating(network):
+        for code in sorted({code_of(type(module)) for module in network.modules()}):
+            digest.update(code.encode())
         for name, module in network.named_modules():
             described = re.sub(r" at 0x\w+", "", module.extra_repr())
             hooks = [_named(hook) for hooks in _hooks(module) for hook in hooks.values()]
-            digest.update(f"{name} {qualified(type(module))} {described} {hooks}\n".encode())
+            own = _named(vars(module)["forward"]) if "forward" in vars(module) else ""
+            digest.update(f"{name} {qualified(type(module))} {described} {hooks} {own}\n".encode())
         for name, value in network.state_dict().items():
             if name in without:
                 continue
@@ -129,8 +132,25 @@ def images_digest(loader: Any) -> str | None:
     ``TensorDataset``, and ``Subset`` and ``ConcatDataset`` of these: which files (with size and time of change) or
     numbers, and what the preprocessing consists of. Order and batch size do not matter.
     """
+    return _digest_of(lambda: _loader_parts(loader))
+
+
+def dataset_digest(loader: Any) -> str | None:
+    """A digest of what the images of a loader's dataset are, whatever its order and batch size; None where that cannot be
+    told, or where the loader does not yield each of them once and as they are."""
+
+    def parts() -> list[Any]:
+        collate, dataset = _loader_parts(loader)[-1], _dataset_parts(loader.dataset)
+        if collate is not data.default_collate:
+            raise Unknown
+        return dataset
+
+    return _digest_of(parts)
+
+
+def _digest_of(parts: Callable[[], list[Any]]) -> str | None:
     try:
-        text = described(_loader_parts(loader))
+        text = described(parts())
     except Exception:  # whatever it is: it cannot be told
         return None
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -17,9 +17,11 @@ from openood_adascale.detectors.msp import MSP
 from openood_adascale.detectors.scale import SCALE
 from openood_adascale.errors import NotFinite, SettingError
 from openood_adascale.evidence.classifier import Classifier
-from openood_adascale.evidence.collect import Reader, collect
+from openood_adascale.evidence.collect import collect
 from openood_adascale.evidence.encode import encode
 from openood_adascale.evidence.plan import Perturbation
+from openood_adascale.evidence.reader import Reader
+from openood_adascale.evidence.sharing import forget
 
 SETTINGS = {"percentile": (60, 90), "k1": 5, "k2": 20}
 
@@ -71,6 +73,7 @@ def test_num_samples_is_a_seeded_subset(network, id_images):
 
 def test_search_runs_the_network_once_over_each_loader(network, id_images, ood_images):
     def calls(sweep):
+        forget()
         network.calls.clear()
         found = AdaSCALE(network, **SETTINGS).search(make_loader(id_images), make_loader(ood_images), sweep)
         return sum(network.calls) - 2, len(found.table)  # the first two images are tried on to find the head
@@ -203,7 +206,7 @@ def test_nothing_runs_before_the_settings_are_checked(network, id_images, ood_im
 def test_progress_bar_is_quiet_when_asked(network, id_images, capsys):
     AdaSCALE(network).fit(make_loader(id_images), progress=False)
     assert capsys.readouterr().err == ""
-    AdaSCALE(network).fit(make_loader(id_images), progress=True)
+    AdaSCALE(network).fit(make_loader(id_images + 1), progress=True)
     assert "Fit" in capsys.readouterr().err
 
 

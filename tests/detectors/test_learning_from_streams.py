@@ -16,6 +16,7 @@ from openood_adascale.detectors.lts import LTS
 from openood_adascale.detectors.optfs import OptFS
 from openood_adascale.evaluation.benchmark import Benchmark
 from openood_adascale.evaluation.evaluate import evaluate
+from openood_adascale.evidence.sharing import forget
 
 SWEEPS = {
     LTS: {"percentile_list": [70, 85, 95]},
@@ -72,6 +73,7 @@ def test_what_a_search_learns_from(network, train_images, id_images, ood_images,
     want = method(network, from_val.settings).fit(val)
     torch.testing.assert_close(from_val.score(ood_images), want.score(ood_images))
     fitted = method(network).fit(train)
+    forget()
     # what fit learnt from is not looked at again, nor is the head looked for
     assert passes(network, lambda: fitted.search(val, ood, sweep)) == 90 - 2
     with pytest.raises(TypeError, match="learn_loader"):

@@ -14,7 +14,7 @@ from openood_adascale.detectors.msp import MSP
 from openood_adascale.detectors.optfs import OptFS
 from openood_adascale.detectors.scale import SCALE
 from openood_adascale.errors import NotFinite
-from openood_adascale.evidence.collect import unpack
+from openood_adascale.evidence.batch import unpack
 
 SETTINGS = {"percentile": (60, 90), "k1": 5, "k2": 20}
 METHODS = [AdaSCALE, BFAct, OptFS]

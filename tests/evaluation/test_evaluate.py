@@ -18,6 +18,7 @@ from openood_adascale.errors import SettingError
 from openood_adascale.evaluation.accuracy import accuracy
 from openood_adascale.evaluation.benchmark import Benchmark
 from openood_adascale.evaluation.evaluate import evaluate
+from openood_adascale.evidence.sharing import forget
 from openood_adascale.metrics import COLUMNS, ood_metrics
 
 few = hnp.arrays(np.float64, st.integers(1, 30), elements=st.sampled_from([0.0, 1.0, 2.0, 3.0, 4.5, 7.0]))
@@ -225,6 +226,7 @@ def test_one_pass_serves_all_methods(network, data):
     data.train = make_loader(make_images(60, 12))
 
     def passes(call):
+        forget()
         network.calls.clear()
         found = call()
         return sum(network.calls), found

@@ -5,8 +5,9 @@ import torch
 from conftest import make_images, make_loader
 
 from openood_adascale.errors import Unavailable
-from openood_adascale.evidence.collect import Reader, collect
+from openood_adascale.evidence.collect import collect
 from openood_adascale.evidence.plan import Execution, Perturbation, Plan
+from openood_adascale.evidence.reader import Reader
 
 P = Perturbation("trivial", 0.05, 0.5)
 RANDOM = Perturbation("random", 0.05, 0.5)

@@ -1,0 +1,78 @@
+"""A network as what images are read with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .classifier import Classifier
+from .encode import Encoded, encode, prepare
+from .evidence import Evidence
+from .fingerprint import Glance, buffer_versions, network_digest
+from .modes import unwrap
+from .plan import Execution, Perturbation, Plan
+
+
+class Reader:
+    """A network as a source of Evidence; finds its head anew whenever anyone has touched it.
+
+    The network is left as it was found: mode, ``requires_grad``, ``.grad``, device and hooks. It is run in eval
+    mode, on its own device and in its own dtype.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self._classifier: Classifier | None = None
+        self._glance: Glance | None = None
+        self.volatile: frozenset[str] = frozenset()
+        """Names of buffers that running the network changes: counters and the like."""
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the network is as the last pass left it. What a pass itself changes does not count."""
+        return self._glance is not None and self._glance.still_holds(unwrap(self.network))
+
+    def digest(self) -> str:
+        """The network's digest, without what running it changes."""
+        return network_digest(self.network, self.volatile)
+
+    def probe(self, images: Tensor) -> dict[str, Any] | None:
+        """Where the network's head is, what it takes and gives: ``head``, ``D``, ``C``; None where what the network says
+        of an image can depend on the others of its batch or on earlier passes. Errors are those of
+        :class:`~.classifier.Classifier`."""
+        classifier = self._classifier_for(images)
+        if classifier.keeps_batches_whole or self.volatile:
+            return None
+        classes, size = classifier.head.weight.shape
+        return {"head": classifier.layer_name, "D": size, "C": classes}
+
+    def read(self, images: Tensor, plan: Plan, execution: Execution) -> Evidence:
+        """Evidence of one batch, on the network's device; the errors are :func:`~.encode.encode`'s."""
+        encoded = self.encode(images, plan.perturbations, execution)
+        with torch.no_grad():
+            return Evidence.of(encoded, plan)
+
+    def encode(
+        self,
+        images: Tensor,
+        perturbations: Sequence[Perturbation],
+        execution: Execution,
+        plain: bool = True,
+    ) -> Encoded:
+        """:func:`~.encode.encode` of one batch."""
+        encoded = encode(self._classifier_for(images), images, perturbations, execution, plain)
+        self._glance = Glance(unwrap(self.network), self.volatile)
+        return encoded
+
+    def _classifier_for(self, images: Tensor) -> Classifier:
+        network = unwrap(self.network)
+        if self._classifier is None or not self.untouched:
+            before = buffer_versions(network)
+            self._classifier = Classifier(self.network, prepare(network, images))
+            after = buffer_versions(network)
+            self.volatile = frozenset(name for name in before if before[name] != after.get(name))
+            self._glance = Glance(network, self.volatile)
+        return self._classifier

@@ -1,0 +1,262 @@
+"""The images of a loader as rows of a store: filled where they lack, and read in the loader's order."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import data
+from tqdm.auto import tqdm
+
+from ..errors import NotFinite, StoreError
+from .batch import hidden, image_names, unpack
+from .classifier import head_of
+from .dataset import Numbers, image_of, in_words, is_deterministic, loader_over, some_images
+from .disk import DiskEntry
+from .encode import Encoded
+from .fingerprint import dataset_digest, network_digest
+from .head import Head
+from .modes import evaluating, unwrap
+from .plan import Execution, Perturbation
+from .reader import Reader
+from .sharing import current_store, entry_key, part_name
+from .store import SHARD, Entry, Shard, Store
+
+PLAIN = "activation"
+_random_images: set[str] = set()  # digests of data sets whose images differ from reading to reading
+
+
+class Rows:
+    """A data set's images in an entry of a store. See :func:`rows_of`."""
+
+    def __init__(self, store: Store, entry: Entry, reader: Reader, loader: Any, execution: Execution) -> None:
+        self._store, self._entry, self._reader = store, entry, reader
+        self._loader, self._execution = loader, execution
+        self.count = len(loader.dataset)
+        """N."""
+
+    def order(self) -> Iterator[list[int]]:
+        """The rows of each batch, in the order in which the loader would yield them; it draws as the loader does."""
+        return iter(
+            data.DataLoader(
+                Numbers(self.count),
+                batch_sampler=self._loader.batch_sampler,
+                collate_fn=list,
+                generator=self._loader.generator,
+            )
+        )
+
+    def batches(
+        self, perturbations: Sequence[Perturbation], progress: bool | None, description: str
+    ) -> Iterator[tuple[Encoded, np.ndarray]]:
+        """What the network says of each of the loader's batches, and the labels; the network is run for what lacks."""
+        self.fill(perturbations, progress, description)
+        for rows in self.order():
+            yield self.encoded(rows, perturbations)
+
+    def encoded(
+        self, rows: Sequence[int], perturbations: Sequence[Perturbation] = ()
+    ) -> tuple[Encoded, np.ndarray]:
+        """What the network said of some rows, on its device, and their labels."""
+        network = unwrap(self._reader.network)
+        device = device_of(network)
+        chosen = torch.as_tensor(rows)
+        in_training = any(module.training for module in network.modules())
+        with evaluating(network):
+            head = head_of(_layer(network, self._about()["head"]))
+            if in_training:  # back in its mode, the network may have other weights
+                head = Head(head.weight.clone(), head.bias.clone())
+        activation = self._gather(PLAIN, "activation", chosen).to(device, head.weight.dtype)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            logits = nn.functional.linear(activation, head.weight, head.bias)
+        moved = {
+            p: self._gather(part_name(p), "activation", chosen).to(device, head.weight.dtype)
+            for p in perturbations
+        }
+        prediction = self._gather(PLAIN, "prediction", chosen).to(device)
+        labels = self._gather(PLAIN, "label", chosen).numpy()
+        return Encoded(logits, prediction, activation, moved, head), labels
+
+    def fill(self, perturbations: Sequence[Perturbation], progress: bool | None, description: str) -> None:
+        """Run the network for what the store lacks.
+
+        Raises:
+            StoreError: there is no room for it.
+            NotFinite: NaN or infinity; names the images by their place in the data set and, where it tells it, file.
+        """
+        parts = {PLAIN: None, **{part_name(p): p for p in perturbations}}
+        lacking: dict[int, tuple[str, ...]] = {}
+        for number in range(-(-self.count // SHARD)):
+            rows = len(self._rows_of(number))
+            if lacks := tuple(part for part in parts if not self._entry.has(part, number, rows)):
+                lacking[number] = lacks
+        if not lacking:
+            return
+        width = self._about()["D"] * (4 if self._store.dtype == "float32" else 2)
+        self._store.require(sum(len(self._rows_of(n)) * width * len(lacks) for n, lacks in lacking.items()))
+        if isinstance(self._entry, DiskEntry):
+            self._entry.sweep()
+        total = sum(len(self._rows_of(number)) for number in lacking)
+        with tqdm(total=total, desc=description, unit="image", disable=hidden(progress)) as bar:
+            for lacks in dict.fromkeys(lacking.values()):
+                numbers = [number for number, others in lacking.items() if others == lacks]
+                wanted = [p for part, p in parts.items() if p is not None and part in lacks]
+                for number, shard in self._shards(numbers, wanted, PLAIN in lacks, bar.update):
+                    for part in lacks:
+                        self._entry.write(part, number, shard.pop(part))
+
+    def _shards(
+        self,
+        numbers: Sequence[int],
+        perturbations: Sequence[Perturbation],
+        plain: bool,
+        advance: Callable[[int], Any],
+    ) -> Iterator[tuple[int, dict[str, Shard]]]:
+        """The parts of each of these shards, from the network."""
+        indices = [index for number in numbers for index in self._rows_of(number)]
+        waiting: list[dict[str, Shard]] = []
+        left = iter(numbers)
+        number = next(left)
+        seen = 0
+        for batch in loader_over(self._loader, indices):
+            images, labels = unpack(batch)
+            names = image_names(batch)
+            try:
+                encoded = self._reader.encode(images, perturbations, self._execution, plain)
+            except NotFinite as error:
+                places = [indices[seen + row] for row in error.rows]
+                raise NotFinite(
+                    error.what, places, [names[row] for row in error.rows] if names else None
+                ) from None
+            waiting.append(self._parts_of(encoded, labels, plain))
+            seen += len(labels)
+            advance(len(labels))
+            while number is not None and sum(map(_length, waiting)) >= (size := len(self._rows_of(number))):
+                joined = _joined(waiting)
+                waiting = [{part: _slice(shard, size, None) for part, shard in joined.items()}]
+                yield number, {part: _slice(shard, 0, size) for part, shard in joined.items()}
+                following = next(left, None)
+                if following is None:
+                    return
+                number = following
+        raise StoreError(
+            f"loader: its data set has {self.count} images, of which {len(indices)} were asked for and {seen} came"
+        )
+
+    def _parts_of(self, encoded: Encoded, labels: np.ndarray, plain: bool) -> dict[str, Shard]:
+        def kept(activation: Tensor) -> Tensor:
+            return self._store.kept(activation.detach()).cpu()
+
+        parts: dict[str, Shard] = {}
+        if plain:
+            parts[PLAIN] = {
+                "activation": kept(encoded.activation),
+                "prediction": encoded.prediction.cpu(),
+                "label": torch.from_numpy(labels.astype(np.int64)),
+            }
+        for perturbation, moved in encoded.perturbed.items():
+            parts[part_name(perturbation)] = {"activation": kept(moved)}
+        return parts
+
+    def _about(self) -> dict[str, Any]:
+        about = self._entry.about
+        if about is None:
+            raise StoreError("store: an entry was removed while it was in use; run again")
+        return about
+
+    def _rows_of(self, number: int) -> range:
+        return range(number * SHARD, min((number + 1) * SHARD, self.count))
+
+    def _gather(self, part: str, name: str, rows: Tensor) -> Tensor:
+        shards = rows // SHARD
+        numbers = shards.unique().tolist()
+        if len(numbers) == 1:
+            return self._entry.read(part, numbers[0])[name][rows - SHARD * numbers[0]]
+        found: Tensor | None = None
+        for number in numbers:
+            here = shards == number
+            content = self._entry.read(part, number)[name]
+            if found is None:
+                found = content.new_empty(len(rows), *content.shape[1:])
+            found[here] = content[rows[here] - SHARD * number]
+        return torch.empty(0) if found is None else found
+
+
+def rows_of(reader: Reader, loader: Iterable[Any], execution: Execution, parts: int = 1) -> Rows | None:
+    """A loader's images as rows of the store in use; None where they cannot be shared.
+
+    They can where it shows what the images are (see :func:`~.fingerprint.images_digest`), reading one twice gives the
+    same, and what the network says of one depends neither on the others of its batch nor on earlier passes.
+
+    Args:
+        reader: of the network.
+        loader: of the images.
+        execution: how the network is run.
+        parts: how many activations of each image are asked for.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    store = current_store()
+    images = dataset_digest(loader) if store is not None else None
+    if store is None or images is None or images in _random_images or not isinstance(loader, data.DataLoader):
+        return None
+    dataset: Any = loader.dataset
+    if len(dataset) == 0:
+        return None
+    device = device_of(unwrap(reader.network))
+    key, told = entry_key(network_digest(reader.network), images, execution, device, store.dtype)
+    entry = store.entry(key)
+    if entry.about is None:
+        if not is_deterministic(dataset, image_of):
+            _random_images.add(images)
+            return None
+        try:
+            head = reader.probe(some_images(dataset))
+        except Exception:  # the pass itself says it better
+            return None
+        if head is None:
+            return None
+        entry.begin(
+            {
+                **told,
+                **head,
+                "N": len(dataset),
+                "layers": type(unwrap(reader.network)).__name__,
+                "data": in_words(dataset),
+                "begun": datetime.datetime.now().isoformat(" ", "seconds"),
+            }
+        )
+    about = entry.about or {}
+    if not store.takes(len(dataset) * int(about.get("D", 0)) * 4 * parts):
+        return None
+    return Rows(store, entry, reader, loader, execution)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's weights are; the CPU for one without."""
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _layer(network: nn.Module, name: str) -> nn.Module:
+    return getattr(network, "_orig_mod", network).get_submodule(name)
+
+
+def _length(parts: dict[str, Shard]) -> int:
+    return len(next(iter(next(iter(parts.values())).values())))
+
+
+def _slice(shard: Shard, start: int, stop: int | None) -> Shard:
+    return {name: tensor[start:stop] for name, tensor in shard.items()}
+
+
+def _joined(waiting: list[dict[str, Shard]]) -> dict[str, Shard]:
+    return {
+        part: {name: torch.cat([parts[part][name] for parts in waiting]) for name in shard}
+        for part, shard in waiting[0].items()
+    }
