@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,17 +18,28 @@ PROBED = 8
 """Images that are read twice, to see whether reading them is deterministic."""
 
 
+def random_states() -> Callable[[], None]:
+    """What puts the global random states of Python, NumPy and torch's CPU back to what they are now."""
+    # Others' code draws from NumPy's old global state, too.
+    pythons, numpys = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
+    torchs = torch.random.get_rng_state()
+
+    def put_back() -> None:
+        random.setstate(pythons)
+        np.random.set_state(numpys)  # noqa: NPY002
+        torch.random.set_rng_state(torchs)
+
+    return put_back
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """The global random states of Python, NumPy and torch's CPU are afterwards as they were."""
-    # Others' code draws from NumPy's old global state, too.
-    states = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
+    put_back = random_states()
     try:
-        with torch.random.fork_rng(devices=[]):
-            yield
+        yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        put_back()
 
 
 def is_deterministic(dataset: Any, first: Any) -> bool:

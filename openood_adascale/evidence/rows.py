@@ -78,8 +78,12 @@ class Rows:
             for p in perturbations
         }
         prediction = self._gather(PLAIN, "prediction", chosen).to(device)
-        labels = self._gather(PLAIN, "label", chosen).numpy()
-        return Encoded(logits, prediction, activation, moved, head), labels
+        return Encoded(logits, prediction, activation, moved, head), self.labels(rows)
+
+    def labels(self, rows: Sequence[int]) -> np.ndarray:
+        """Of some rows, int64; −1 where unknown."""
+        found: np.ndarray = self._gather(PLAIN, "label", torch.as_tensor(rows)).numpy()
+        return found
 
     def fill(self, perturbations: Sequence[Perturbation], progress: bool | None, description: str) -> None:
         """Run the network for what the store lacks.

@@ -43,6 +43,17 @@ def current_store() -> Store | None:
         return _store_of(os.environ.get(VARIABLE, "").strip() or None)
 
 
+def chosen_store() -> Store | None:
+    """The store in use, if someone chose one: by :func:`using_store` or ``OPENOOD_ADASCALE_STORE``.
+
+    Raises:
+        StoreError: as :func:`current_store`.
+    """
+    if _chosen.get(None) is not None or os.environ.get(VARIABLE, "").strip():
+        return current_store()
+    return None
+
+
 @contextmanager
 def using_store(store: StoreLike) -> Iterator[None]:
     """Have all passes over images within draw on ``store``; None leaves it as it is.
