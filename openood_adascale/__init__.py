@@ -9,60 +9,49 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ._version import __version__
+from ._version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from .detectors.adascale import AdaSCALE
-    from .detectors.bfact import BFAct
-    from .detectors.energy import Energy
-    from .detectors.lts import LTS
-    from .detectors.msp import MSP
-    from .detectors.optfs import OptFS
-    from .detectors.scale import SCALE
-    from .evaluation.benchmark import Benchmark
-    from .evaluation.evaluate import evaluate
-    from .evidence.sharing import using_store
-    from .plugin.registration import register, unregister
+if TYPE_CHECKING:  # for those who only read; what there is, the registry says
+    from .detectors.adascale import AdaSCALE as AdaSCALE
+    from .detectors.bfact import BFAct as BFAct
+    from .detectors.energy import Energy as Energy
+    from .detectors.lts import LTS as LTS
+    from .detectors.msp import MSP as MSP
+    from .detectors.optfs import OptFS as OptFS
+    from .detectors.scale import SCALE as SCALE
+    from .evaluation.benchmark import Benchmark as Benchmark
+    from .evaluation.evaluate import evaluate as evaluate
+    from .evidence.sharing import using_store as using_store
+    from .plugin.registration import register as register
+    from .plugin.registration import unregister as unregister
 
-_LAZY = {
-    "AdaSCALE": "detectors.adascale",
-    "BFAct": "detectors.bfact",
+_NO_METHODS = {
     "Benchmark": "evaluation.benchmark",
-    "Energy": "detectors.energy",
-    "LTS": "detectors.lts",
-    "MSP": "detectors.msp",
-    "OptFS": "detectors.optfs",
-    "SCALE": "detectors.scale",
     "evaluate": "evaluation.evaluate",
     "register": "plugin.registration",
     "unregister": "plugin.registration",
     "using_store": "evidence.sharing",
 }
 
-__all__ = [
-    "LTS",
-    "MSP",
-    "SCALE",
-    "AdaSCALE",
-    "BFAct",
-    "Benchmark",
-    "Energy",
-    "OptFS",
-    "__version__",
-    "evaluate",
-    "register",
-    "unregister",
-    "using_store",
-]
+
+def _lazy() -> dict[str, str]:
+    """The module of each name, the detectors of the registry among them; it is not read before someone asks."""
+    from .detectors.registry import METHODS
+
+    methods = (method.where.partition(":") for method in METHODS.values())
+    return {**{name: f"detectors.{module}" for module, _, name in methods}, **_NO_METHODS}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name == "__all__":
+        return sorted(["__version__", *_lazy()])
+    module = _lazy().get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    value = getattr(importlib.import_module(f".{module}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -1,4 +1,5 @@
-"""Every exception of the package. All are ValueErrors: an input, a setting or a file that cannot be used."""
+"""The exceptions of its own that the package raises to a caller. All are ValueErrors: an input, a setting or a file that
+cannot be used."""
 
 from __future__ import annotations
 

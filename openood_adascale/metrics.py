@@ -16,9 +16,20 @@ def roc(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[np.ndarray, np.n
 
     Args:
         id_scores, ood_scores: 1-D, larger is more in-distribution.
+
+    Raises:
+        ValueError: an empty array, NaN or infinity; says on which side, and how many.
     """
     from sklearn import metrics
 
+    # Here, where every metric passes by; scikit-learn's own words name neither side.
+    for name, values in (("id_scores", id_scores), ("ood_scores", ood_scores)):
+        if len(values) == 0:
+            raise ValueError(f"{name}: there are none; expected at least one")
+        if bad := int(np.count_nonzero(~np.isfinite(values))):
+            raise ValueError(
+                f"{name}: {bad} of {len(values)} values are NaN or infinite; expected finite numbers"
+            )
     flagged_id, flagged_ood, _ = metrics.roc_curve(
         _is_ood(id_scores, ood_scores), -_all(id_scores, ood_scores)
     )
@@ -26,7 +37,7 @@ def roc(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def fpr95_auroc(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[float, float]:
-    """FPR@95 and AUROC in percent; see :func:`ood_metrics`."""
+    """FPR@95 and AUROC in percent; see :func:`ood_metrics`, also for what it raises."""
     from sklearn import metrics
 
     flagged_id, flagged_ood = roc(id_scores, ood_scores)
@@ -35,7 +46,7 @@ def fpr95_auroc(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[float, f
 
 
 def auroc(id_scores: np.ndarray, ood_scores: np.ndarray) -> float:
-    """AUROC in percent."""
+    """AUROC in percent; raises as :func:`ood_metrics`."""
     return fpr95_auroc(id_scores, ood_scores)[1]
 
 
@@ -49,21 +60,16 @@ def ood_metrics(id_scores: np.ndarray, ood_scores: np.ndarray) -> dict[str, floa
         id_scores, ood_scores: 1-D, larger is more in-distribution.
 
     Raises:
-        ValueError: an empty array, or NaN.
+        ValueError: an empty array, NaN or infinity; says on which side, and how many.
     """
     from sklearn import metrics
 
-    for name, values in (("id_scores", id_scores), ("ood_scores", ood_scores)):
-        if len(values) == 0 or np.isnan(values).any():
-            raise ValueError(
-                f"{name}: {len(values)} values, {np.isnan(values).sum()} NaN; expected some, and none NaN"
-            )
+    fpr95, area = fpr95_auroc(id_scores, ood_scores)
     scores, is_ood = _all(id_scores, ood_scores), _is_ood(id_scores, ood_scores)
     precision_in, recall_in, _ = metrics.precision_recall_curve(1 - is_ood, scores)
     precision_out, recall_out, _ = metrics.precision_recall_curve(is_ood, -scores)
     areas = (metrics.auc(recall_in, precision_in), metrics.auc(recall_out, precision_out))
-    found = (*fpr95_auroc(id_scores, ood_scores), *(100 * float(area) for area in areas))
-    return dict(zip(COLUMNS, found, strict=False))
+    return dict(zip(COLUMNS, (fpr95, area, *(100 * float(part) for part in areas)), strict=False))
 
 
 def _all(id_scores: np.ndarray, ood_scores: np.ndarray) -> np.ndarray:

@@ -21,9 +21,17 @@ FAKE = {
         from openood.postprocessors import BasePostprocessor
         from .postprocessor import get_postprocessor
 
+        def get_id_ood_dataloader():
+            raise NotImplementedError
+
         class Evaluator:
             def __init__(self, name):
                 self.postprocessor = get_postprocessor('configs', name, 'cifar10')
+
+            def eval_ood(self):
+                raise NotImplementedError
+
+            eval_acc = hyperparam_search = _classifier_inference = eval_ood
         """,
     "evaluation_api/postprocessor.py": """
         import os

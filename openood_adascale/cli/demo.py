@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..plugin.process import keep_memory
 from .output import complain
 
 
@@ -26,5 +27,6 @@ def execute(options: argparse.Namespace) -> int:
             raise
         complain(f"error: {error}")
         return 2
+    keep_memory(options.quiet)
     run(options.output, options.seed, progress=False if options.quiet else None)
     return 0

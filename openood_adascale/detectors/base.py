@@ -8,17 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..evidence.collect import batches, collect
 from ..evidence.evidence import Evidence
+from ..evidence.modes import evaluating
 from ..evidence.plan import Plan
 from ..evidence.reader import Reader
 from .search import Search, candidates, search_aurocs
 from .settings import EXECUTION, Settings
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
@@ -73,6 +75,8 @@ class Detector(ABC, Generic[S, T]):
     def network(self, network: nn.Module) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"network: {type(network).__name__} is not a torch.nn.Module")
+        if network is not self.reader.network:
+            self.settled = False
         self.reader = Reader(network)
 
     @property
@@ -122,7 +126,7 @@ class Detector(ABC, Generic[S, T]):
         self, loader: Iterable[Any], progress: bool | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N,) predicted classes, scores and labels (−1 where unknown) of all of a loader's images, in its order."""
-        self.require_fit()
+        self.require_fit(thorough=True)
         parts = []
         for evidence, label in batches(
             self.reader, loader, self.settings.plan(), self.settings.execution, progress, "Score"
@@ -174,6 +178,8 @@ class Detector(ABC, Generic[S, T]):
         """:meth:`search` on validation images whose Evidence is there already, with all that the sweep asks for."""
         import pandas as pd  # slow to import, and scoring needs none
 
+        for evidence in (known, unknown):
+            self._require_own(evidence)
         tried = self.tried(sweep)
 
         def scores(settings: S) -> tuple[np.ndarray, np.ndarray]:
@@ -189,12 +195,28 @@ class Detector(ABC, Generic[S, T]):
         table = pd.DataFrame([settings.as_dict() for settings in tried]).assign(auroc=aurocs)
         return Search(self.settings, aurocs[best], table)
 
+    def _require_own(self, evidence: Evidence) -> None:
+        """Raise unless ``evidence`` can be of the present network: its head is among the network's weights."""
+        head = evidence.head.weight
+        with evaluating(self.network):  # its mode can change its weights
+            own = any(_is_head(parameter, head) for parameter in self.network.parameters())
+        if not own:
+            raise ValueError(
+                f"evidence: its head W ({head.shape[0]} x {head.shape[1]}) is none of the weights of "
+                f"{type(self.network).__name__}; expected Evidence of {type(self).__name__}'s own network"
+            )
+
     def _learnt_for(self, settings: S, known: Evidence) -> T:
         """What a candidate learns."""
         return cast(T, None)
 
-    def require_fit(self) -> None:
-        """Raise unless what was learnt holds for the present network and settings."""
+    def require_fit(self, thorough: bool = False) -> None:
+        """Raise unless what was learnt holds for the present network and settings.
+
+        Args:
+            thorough: look at all of the network's weights and attributes, which takes as long as reading them, rather
+                than at whether it has been touched.
+        """
 
     def has_learnt(self) -> None:
         """Note what :attr:`state` was learnt with."""
@@ -203,3 +225,9 @@ class Detector(ABC, Generic[S, T]):
     def _read(self, images: Tensor) -> Evidence:
         self.require_fit()
         return self.reader.read(images, self.settings.plan(), self.settings.execution)
+
+
+def _is_head(parameter: Tensor, head: Tensor) -> bool:
+    weight = parameter.detach()
+    same_size = weight.shape[:1] == head.shape[:1] and weight.numel() == head.numel()
+    return same_size and torch.allclose(weight.flatten(1).to(head), head, rtol=1e-3)

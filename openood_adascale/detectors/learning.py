@@ -18,7 +18,7 @@ from .search import Search
 from .settings import EXECUTION
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,12 @@ class LearningDetector(Detector[S, T]):
         return self.fit_evidence(collect(self.reader, loader, plan, execution, progress, "Fit").evidence)
 
     def fit_evidence(self, evidence: Evidence) -> Self:
-        """:meth:`fit` on images whose Evidence is there already."""
+        """:meth:`fit` on images whose Evidence is there already.
+
+        Raises:
+            ValueError: Evidence of another network.
+        """
+        self._require_own(evidence)
         self.state = self.learn(evidence, self.settings)
         self.has_learnt()
         return self
@@ -70,16 +75,16 @@ class LearningDetector(Detector[S, T]):
             self.reader.digest(), self.reader.volatile, self.settings.learnt_with()
         )
 
-    def require_fit(self) -> None:
+    def require_fit(self, thorough: bool = False) -> None:
         name = type(self).__name__
         if self.state is None:
             raise RuntimeError(f"{name} is not fitted: call fit(loader) or search(…) first")
         if self._learnt_with is None:  # the state was given, not learnt here
             return
-        # Touched, it can be the same: a copy, or on another device.
+        # Touched, it can be the same: a copy, or on another device. Untouched, it can be another: by way of .data.
+        look = thorough or not self.reader.untouched
         learnt_with = self._learnt_with
-        digest = learnt_with.network
-        if not self.reader.untouched and network_digest(self.network, learnt_with.volatile) != digest:
+        if look and network_digest(self.network, learnt_with.volatile) != learnt_with.network:
             raise RuntimeError(
                 f"network: its layers or weights are not those that {name} was fitted with; call fit(loader) or "
                 "search(…) again"
@@ -162,6 +167,7 @@ class StreamingDetector(LearningDetector[S, T]):
         return self.fit_summary(self.summarise_loader(loader, progress))
 
     def fit_evidence(self, evidence: Evidence) -> Self:
+        self._require_own(evidence)
         return self.fit_summary(self.summarise([evidence]))
 
     def fit_summary(self, summary: Histogram) -> Self:

@@ -38,10 +38,19 @@ def search_aurocs(
     scores: Callable[[C], tuple[np.ndarray, np.ndarray]],
     progress: bool | None = None,
 ) -> list[float]:
-    """The AUROC, in percent, of each candidate; ``scores`` gives those of known and of OOD validation images."""
-    return [
-        auroc(*scores(candidate)) for candidate in tqdm(tried, desc="Candidates", disable=hidden(progress))
-    ]
+    """The AUROC, in percent, of each candidate; ``scores`` gives those of known and of OOD validation images.
+
+    Raises:
+        ValueError: scores that are NaN or infinite, or none; says which candidate's.
+    """
+    aurocs = []
+    for candidate in tqdm(tried, desc="Candidates", disable=hidden(progress)):
+        known, unknown = scores(candidate)
+        try:
+            aurocs.append(auroc(known, unknown))
+        except ValueError as error:
+            raise ValueError(f"candidate {candidate!r}: {error}") from error
+    return aurocs
 
 
 def product(lists: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from ..errors import SettingError
 from ..evidence.plan import MEMORY_FORMATS, PRECISIONS, Execution, Plan
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 EXECUTION = ("precision", "memory_format")
 """Settings that say how the network is run."""

@@ -35,6 +35,8 @@ class Result:
     near: tuple[str, ...] = ()
     far: tuple[str, ...] = ()
     """The names of the OOD sets."""
+    scheme: str = "ood"
+    """``ood``, or ``fsood`` under full-spectrum OOD, as OpenOOD calls them."""
 
 
 @overload
@@ -56,7 +58,7 @@ def evaluate(
 def evaluate(
     method: Mapping[str, AnyDetector],
     benchmark: Benchmark,
-    network: None = None,
+    network: nn.Module | None = None,
     *,
     search: bool | None = None,
     sweep: None = None,
@@ -88,11 +90,11 @@ def evaluate(
             name; or any object with OpenOOD's postprocessor methods (``setup``, ``inference`` and, to search,
             ``APS_mode``, ``args_dict``, ``set_hyperparam``). A detector that is fitted already is not fitted anew.
         benchmark: the loaders.
-        network: for a postprocessor, what its methods are called with. A detector brings its own.
+        network: for a postprocessor, what its methods are called with. A detector brings its own, which may be named here.
         search: search the hyperparameters on ``val`` and ``ood_val``, where the method has any to search. None does
             so where ``sweep`` is given, or unless a detector is fitted, or has searched, already.
         sweep: for one detector, what to search instead of its default.
-        full_spectrum: count the covariate-shifted sets as in-distribution (OpenOOD's ``--fsood``).
+        full_spectrum: count the benchmark's covariate-shifted sets as in-distribution (OpenOOD's ``--fsood``).
         known_accuracy: ACC in percent if it is known already; computed otherwise.
         progress: True or False shows or hides the bars; None shows them in a terminal.
         store: a folder (or :class:`~openood_adascale.evidence.store.Store`) that keeps the images' activations, so that
@@ -100,8 +102,11 @@ def evaluate(
             process's memory, False none.
 
     Raises:
-        ValueError: loaders that the method needs are missing or empty, or scores are NaN.
-        SettingError: a sweep unknown, empty or out of range, or one that cannot be used.
+        TypeError: another network than a detector's own, none for a postprocessor, or a mapping of anything else than
+            detectors by name.
+        ValueError: loaders that the method needs are missing or empty, or scores are not finite.
+        SettingError: a sweep unknown, empty or out of range, or one that cannot be used; an empty mapping;
+            ``full_spectrum`` without covariate-shifted sets.
         StoreError: the store cannot be used, or has no room.
     """
     with using_store(store):
@@ -118,11 +123,7 @@ def _evaluate(
     known_accuracy: float | None,
     progress: bool | None,
 ) -> Result | dict[str, Result]:
-    if sweep is not None and (search is False or not isinstance(method, Detector)):
-        other = (
-            "search=False" if search is False else f"{type(method).__name__}, which has a sweep of its own"
-        )
-        raise SettingError("sweep", sweep, f"None with {other}")
+    _check(method, benchmark, network, search, sweep, full_spectrum)
     if isinstance(method, Mapping):
         return _evaluate_detectors(method, benchmark, search, {}, full_spectrum, known_accuracy, progress)
     if isinstance(method, Detector):
@@ -140,7 +141,50 @@ def _evaluate(
             tested.add(name, scores_of(method, network, loader, progress is not False))
         if known_accuracy is None:
             known_accuracy = accuracy(network, *tested.known_loaders, progress=progress)
-    return _result(benchmark, tested.scores(), searched, known_accuracy)
+    return _result(benchmark, tested.scores(), searched, known_accuracy, full_spectrum)
+
+
+def _check(
+    method: AnyDetector | Postprocessor | Mapping[str, AnyDetector],
+    benchmark: Benchmark,
+    network: nn.Module | None,
+    search: bool | None,
+    sweep: Mapping[str, Sequence[Any]] | None,
+    full_spectrum: bool,
+) -> None:
+    """Raise before any pass where arguments do not go together: none of them is to be passed over in silence."""
+    detectors: list[AnyDetector] = [method] if isinstance(method, Detector) else []
+    if isinstance(method, Mapping):
+        detectors = _several(method)
+    for detector in detectors:
+        if network is not None and network is not detector.network:
+            raise TypeError(
+                f"network: this {type(network).__name__} is not the one that {type(detector).__name__} has; "
+                "expected None, or the detector's own"
+            )
+    if sweep is not None and (search is False or not isinstance(method, Detector)):
+        other = f"{type(method).__name__}, which has a sweep of its own"
+        if isinstance(method, Mapping):
+            other = "several detectors, each of which has its default_sweep"
+        raise SettingError("sweep", sweep, f"None with {'search=False' if search is False else other}")
+    if full_spectrum and not benchmark.covariate_shift:
+        raise SettingError("full_spectrum", full_spectrum, "False, or sets in benchmark.covariate_shift")
+
+
+def _several(detectors: Mapping[str, AnyDetector]) -> list[AnyDetector]:
+    """Those of a mapping, which is to hold nothing else."""
+    if not detectors:
+        raise SettingError("method", detectors, "at least one detector by name")
+    for name, detector in detectors.items():
+        if not isinstance(name, str):
+            raise TypeError(f"method: the name {name!r} is not allowed; expected text")
+        if not isinstance(detector, Detector):
+            is_class = isinstance(detector, type)
+            what = f"the class {detector.__name__}" if is_class else f"a {type(detector).__name__}"
+            raise TypeError(
+                f"method: {name!r} is {what}; expected a Detector (a postprocessor is evaluated alone, with its network)"
+            )
+    return list(detectors.values())
 
 
 def _evaluate_detectors(
@@ -158,7 +202,9 @@ def _evaluate_detectors(
         groups.setdefault(key, {})[name] = detector
     found: dict[str, Result] = {}
     accuracies: dict[int, float] = {}
-    for group in groups.values():
+    # float32 first: its pass gives the accuracy, which the others' do not.
+    in_order = sorted(groups.values(), key=lambda group: _precision(group) != "float32")
+    for group in in_order:
         one = OnePass(group, benchmark, progress)
         tables = one.prepare(search, sweeps)
         tested, in_float32 = one.test(full_spectrum, known_accuracy is None)
@@ -168,12 +214,22 @@ def _evaluate_detectors(
             percent = accuracy(network, *tested[next(iter(group))].known_loaders, progress=progress)
         accuracies[id(network)] = percent
         for name in group:
-            found[name] = _result(benchmark, tested[name].scores(), tables.get(name), percent)
+            scores = tested[name].scores()
+            found[name] = _result(benchmark, scores, tables.get(name), percent, full_spectrum)
     return {name: found[name] for name in detectors}
 
 
+def _precision(group: Mapping[str, AnyDetector]) -> str:
+    """In which all detectors of a group run their network."""
+    return next(iter(group.values())).settings.execution.precision
+
+
 def _result(
-    benchmark: Benchmark, scores: dict[str, np.ndarray], search: pd.DataFrame | None, known_accuracy: float
+    benchmark: Benchmark,
+    scores: dict[str, np.ndarray],
+    search: pd.DataFrame | None,
+    known_accuracy: float,
+    full_spectrum: bool,
 ) -> Result:
     rows: dict[str, dict[str, float]] = {}
     for split, sets in (("nearood", benchmark.near), ("farood", benchmark.far)):
@@ -183,4 +239,5 @@ def _result(
             column: float(np.mean([rows[name][column] for name in sets])) for column in COLUMNS[:-1]
         }
     table = pd.DataFrame.from_dict(rows, orient="index").assign(ACC=known_accuracy)[list(COLUMNS)]
-    return Result(table, scores, search, tuple(benchmark.near), tuple(benchmark.far))
+    scheme = "fsood" if full_spectrum else "ood"
+    return Result(table, scores, search, tuple(benchmark.near), tuple(benchmark.far), scheme)

@@ -13,7 +13,6 @@ from ..detectors.learning import LearningDetector, StreamingDetector, Summary
 from ..evidence.collect import Collected, batches, collect
 from ..evidence.evidence import Evidence
 from ..evidence.plan import Plan
-from ..evidence.reader import Reader
 from .accuracy import Hits
 from .benchmark import Benchmark
 
@@ -71,8 +70,9 @@ class OnePass:
         self._progress = progress
         first = next(iter(detectors.values()))
         self._execution = first.settings.execution
-        self._reader = Reader(first.network)
+        self._reader = first.reader
         for detector in detectors.values():
+            self._reader.volatile |= detector.reader.volatile
             detector.reader = self._reader
 
     def prepare(
@@ -152,7 +152,7 @@ class OnePass:
         plan = Plan.union(detector.settings.plan() for detector in self._detectors.values())
         hits = Hits() if want_accuracy and self._execution.precision == "float32" else None
         for detector in self._detectors.values():
-            detector.require_fit()
+            detector.require_fit(thorough=True)
         for name, loader in next(iter(tested.values())).loaders():
             for evidence, labels in self._batches(loader, plan, f"Score {name}"):
                 for key, detector in self._detectors.items():

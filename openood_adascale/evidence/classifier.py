@@ -60,7 +60,6 @@ class Classifier:
 
     def _find_head(self, images: Tensor) -> tuple[nn.Module, int, Tensor, Tensor]:
         calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-
         thread = threading.get_ident()
 
         def note(module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
@@ -108,6 +107,14 @@ class Classifier:
             self.check(output)
         except Exception:
             return False  # a wrapper whose backbone does not know the argument, or returns something else
+        if output.activation.shape == activation.shape and not _close(output.activation, output.head_input):
+            warnings.warn(
+                f"network: what {type(self.network).__name__} returns as its feature is not what its head "
+                f"{self.layer_name!r} was applied to; the feature is taken for the activation, as OpenOOD's methods do, "
+                "and the head's W a + b of it for the logits, which are not the network's own",
+                UserWarning,
+                stacklevel=4,
+            )
         return (
             output.activation.shape == activation.shape
             and output.logits.shape == logits.shape
@@ -115,7 +122,8 @@ class Classifier:
         )
 
     def check(self, output: Output) -> Tensor:
-        """The logits z = W a + b of ``output``'s activation, having seen that the network's own are the head's.
+        """The logits z = W a + b of ``output``'s activation, having seen that the network's own are the head's of what the
+        head was applied to (the activation, unless the network returns another feature).
 
         What the network returned is held against the linear layer's product in the head's own arithmetic, so that
         lower precision allows no larger deviation than its rounding of the result.

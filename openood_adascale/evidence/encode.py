@@ -1,4 +1,4 @@
-"""Images through the network: logits, activations and perturbed activations. The only step that runs it."""
+"""Images through the network: logits, activations and perturbed activations. The only step of a method that runs it."""
 
 from __future__ import annotations
 

@@ -19,25 +19,40 @@ from .modes import evaluating, unwrap
 
 
 def network_digest(network: nn.Module, without: Collection[str] = ()) -> str:
-    """A digest of a network's layers, their code, hooks, weights and buffers, the same on every device and in every
-    process. Of the code it is the layers' own functions that count, not what they call; torch's, torchvision's and
-    timm's do not count.
+    """A digest of a network's layers, their code and attributes, hooks, weights and buffers, the same on every device
+    and in every process. Of the code it is the layers' own functions that count, not what they call; torch's,
+    torchvision's and timm's do not count.
 
     Args:
         network: compiled or wrapped, it is the one inside that counts; in eval mode, where that differs.
-        without: names of buffers that are left out, since running the network changes them.
+        without: names of buffers and attributes that are left out, since running the network changes them.
     """
+    return _digested(network, without)[0]
+
+
+def full_network_digest(network: nn.Module) -> str | None:
+    """:func:`network_digest`; None where a layer has an attribute, or a hook, whose content cannot be told."""
+    digest, told = _digested(network, ())
+    return digest if told else None
+
+
+def _digested(network: nn.Module, without: Collection[str]) -> tuple[str, bool]:
     digest = hashlib.blake2b(digest_size=16)
     network = unwrap(network)
     network = getattr(network, "_orig_mod", network)  # torch.compile's
+    told = True
     with evaluating(network):
         for code in sorted({code_of(type(module)) for module in network.modules()}):
             digest.update(code.encode())
         for name, module in network.named_modules():
-            described = re.sub(r" at 0x\w+", "", module.extra_repr())
-            hooks = [_named(hook) for hooks in _hooks(module) for hook in hooks.values()]
-            own = _named(vars(module)["forward"]) if "forward" in vars(module) else ""
-            digest.update(f"{name} {qualified(type(module))} {described} {hooks} {own}\n".encode())
+            extra = re.sub(r" at 0x\w+", "", module.extra_repr())
+            hooks = [_hook(hook) for hooks in _hooks(module) for hook in hooks.values()]
+            told = told and None not in hooks
+            digest.update(f"{name} {qualified(type(module))} {extra} {hooks}\n".encode())
+        for name, text in attributes(network).items():
+            if name not in without:
+                told = told and text is not None
+                digest.update(f"{name} {text}\n".encode())
         for name, value in network.state_dict().items():
             if name in without:
                 continue
@@ -48,15 +63,39 @@ def network_digest(network: nn.Module, without: Collection[str] = ()) -> str:
             with contextlib.suppress(RuntimeError, NotImplementedError):  # meta, nested: by their shape alone
                 for part in _dense_parts(value.detach()):
                     digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest.hexdigest(), told
+
+
+_TORCHS_OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+
+
+def attributes(network: nn.Module) -> dict[str, str | None]:
+    """What a network's layers have beside weights, buffers and layers, by name; None where that cannot be told."""
+    found: dict[str, str | None] = {}
+    for path, module in network.named_modules():
+        for name, value in vars(module).items():
+            if name not in _TORCHS_OWN:
+                try:
+                    found[f"{path}.{name}".strip(".")] = described(value)
+                except Exception:
+                    found[f"{path}.{name}".strip(".")] = None
+    # Buffers that are in no state dict.
+    kept = network.state_dict().keys()
+    for name, buffer in network.named_buffers():
+        if name not in kept:
+            found[name] = _described_or_kind(buffer)
+    return found
 
 
 def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
     return module._forward_pre_hooks, module._forward_hooks
 
 
-def _named(hook: Any) -> str:
-    return f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', type(hook).__qualname__)}"
+def _hook(hook: Any) -> str | None:
+    try:
+        return described(hook)
+    except Exception:
+        return None
 
 
 def _described_or_kind(value: Any) -> str:
@@ -79,15 +118,19 @@ def _dense_parts(value: Tensor) -> list[Tensor]:
     return [value.to_dense()]
 
 
+_SIMPLE = (bool, int, float, str)
+
+
 class Glance:
     """A network as it is now, to see cheaply whether anyone has touched it since.
 
-    Notices layers and hooks that were added, replaced or removed, and parameters and buffers that were replaced,
-    moved or written to (but not through ``.data`` or ``.numpy()``). It keeps none of them alive.
+    Notices layers and hooks that were added, replaced or removed, parameters and buffers that were replaced, moved or
+    written to (but not through ``.data`` or ``.numpy()``: the digest does), and attributes that are numbers, words or
+    flags. It keeps none of them alive.
 
     Args:
         network: as :func:`network_digest` takes it.
-        without: names of buffers that may change.
+        without: names of buffers and attributes that may change.
     """
 
     def __init__(self, network: nn.Module, without: Collection[str] = ()) -> None:
@@ -102,9 +145,16 @@ class Glance:
             for (seen, before), (thing, state) in zip(self._seen, now, strict=True)
         )
 
-    def _touchable(self, network: nn.Module) -> Iterator[tuple[Any, tuple[int, ...]]]:
+    def _touchable(self, network: nn.Module) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         for path, module in network.named_modules():
-            yield module, tuple(number for hooks in _hooks(module) for number in hooks)
+            simple = [
+                (name, value if value == value else "nan")
+                for name, value in vars(module).items()
+                if type(value) in _SIMPLE and name not in _TORCHS_OWN
+            ]
+            if self._without:
+                simple = [pair for pair in simple if f"{path}.{pair[0]}".strip(".") not in self._without]
+            yield module, (*simple, *(number for hooks in _hooks(module) for number in hooks))
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in tensors.items():
                     if tensor is None or (self._without and f"{path}.{name}".strip(".") in self._without):
@@ -115,9 +165,10 @@ class Glance:
         return Glance, (nn.Module(),)
 
 
-def buffer_versions(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """By the buffers' names, what changes when they are written to."""
-    return {name: (id(buffer), *_state_of(buffer)) for name, buffer in network.named_buffers()}
+def changeable(network: nn.Module) -> dict[str, Any]:
+    """By the names of buffers and attributes, what is another when they change."""
+    buffers = {name: (id(buffer), *_state_of(buffer)) for name, buffer in network.named_buffers()}
+    return {**attributes(network), **buffers}
 
 
 def _state_of(tensor: Tensor) -> tuple[int, ...]:

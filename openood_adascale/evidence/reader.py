@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .classifier import Classifier
 from .encode import Encoded, encode, prepare
 from .evidence import Evidence
-from .fingerprint import Glance, buffer_versions, network_digest
+from .fingerprint import Glance, changeable, network_digest
 from .modes import unwrap
 from .plan import Execution, Perturbation, Plan
 
@@ -28,7 +28,7 @@ class Reader:
         self._classifier: Classifier | None = None
         self._glance: Glance | None = None
         self.volatile: frozenset[str] = frozenset()
-        """Names of buffers that running the network changes: counters and the like."""
+        """Names of buffers and attributes that running the network changes: counters and the like."""
 
     @property
     def untouched(self) -> bool:
@@ -70,9 +70,10 @@ class Reader:
     def _classifier_for(self, images: Tensor) -> Classifier:
         network = unwrap(self.network)
         if self._classifier is None or not self.untouched:
-            before = buffer_versions(network)
+            before = changeable(network)
             self._classifier = Classifier(self.network, prepare(network, images))
-            after = buffer_versions(network)
-            self.volatile = frozenset(name for name in before if before[name] != after.get(name))
+            after = changeable(network)
+            names = {*before, *after}
+            self.volatile = frozenset(name for name in names if before.get(name) != after.get(name))
             self._glance = Glance(network, self.volatile)
         return self._classifier

@@ -18,7 +18,7 @@ from .classifier import head_of
 from .dataset import Numbers, image_of, in_words, is_deterministic, loader_over, some_images
 from .disk import DiskEntry
 from .encode import Encoded
-from .fingerprint import dataset_digest, network_digest
+from .fingerprint import dataset_digest, full_network_digest
 from .head import Head
 from .modes import evaluating, unwrap
 from .plan import Execution, Perturbation
@@ -193,8 +193,9 @@ class Rows:
 def rows_of(reader: Reader, loader: Iterable[Any], execution: Execution, parts: int = 1) -> Rows | None:
     """A loader's images as rows of the store in use; None where they cannot be shared.
 
-    They can where it shows what the images are (see :func:`~.fingerprint.images_digest`), reading one twice gives the
-    same, and what the network says of one depends neither on the others of its batch nor on earlier passes.
+    They can where it shows what the images and the network are (see :func:`~.fingerprint.images_digest` and
+    :func:`~.fingerprint.full_network_digest`), reading an image twice gives the same, and what the network says of one
+    depends neither on the others of its batch nor on earlier passes.
 
     Args:
         reader: of the network.
@@ -212,8 +213,11 @@ def rows_of(reader: Reader, loader: Iterable[Any], execution: Execution, parts: 
     dataset: Any = loader.dataset
     if len(dataset) == 0:
         return None
+    network = full_network_digest(reader.network)
+    if network is None:
+        return None
     device = device_of(unwrap(reader.network))
-    key, told = entry_key(network_digest(reader.network), images, execution, device, store.dtype)
+    key, told = entry_key(network, images, execution, device, store.dtype)
     entry = store.entry(key)
     if entry.about is None:
         if not is_deterministic(dataset, image_of):

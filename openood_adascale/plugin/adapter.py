@@ -85,6 +85,10 @@ class DetectorPostprocessor(BasePostprocessor):
         self._detector: Detector[Any, Any] | None = None
         self._watched = WatchedNetwork()
 
+    def __repr__(self) -> str:
+        chosen = ", ".join(f"{name}={value!r}" for name, value in self.settings.as_dict().items())
+        return f"{type(self).__name__}({chosen})" + (", set up" if self.setup_flag else "")
+
     # What OpenOOD calls.
 
     def setup(
@@ -99,7 +103,7 @@ class DetectorPostprocessor(BasePostprocessor):
             ValueError: the loader to learn from is missing.
         """
         self._require_classifier(net)
-        digest = network_digest(net)
+        digest = network_digest(net, self._made_for.volatile)
         images = self._images_looked_at(id_loader_dict, ood_loader_dict)
         reasons = self._out_of_date(MadeFor(digest, images, self.settings.as_dict()))
         fresh = self.setup_flag and not reasons
@@ -110,14 +114,11 @@ class DetectorPostprocessor(BasePostprocessor):
             if self.setup_flag and reasons != [CHANGED]:
                 self._take_over(self._configured)
             self._start()
-        loaders = Loaders(
-            self._loader_to_learn_from(id_loader_dict),
-            id_loader_dict.get("val"),
-            ood_loader_dict.get("val") if self.APS_mode else None,
+        loaders = Loaders.of(
+            self.detector_class, self.settings, self.APS_mode, id_loader_dict, ood_loader_dict
         )
-        # A yml that has changed since a pickle was made can ask for other images.
-        images = self._images_looked_at(id_loader_dict, ood_loader_dict)
-        self._made_for = MadeFor(digest, images)
+        if not fresh and reasons:  # today's yml can ask for other images
+            images = self._images_looked_at(id_loader_dict, ood_loader_dict)
         before = self._session
         self._session = SearchSession(
             net, self._configured.plan(), loaders, None if before is None else before.summary
@@ -127,8 +128,12 @@ class DetectorPostprocessor(BasePostprocessor):
                 self._session.begin_candidate()
             self.state = self._learn()
             self.setup_flag = True
+        volatile = self._made_for.volatile
+        if self._detector is not None and self._detector.network is net and not fresh:
+            volatile = tuple(sorted(self._detector.reader.volatile))
+        digest = network_digest(net, volatile)
         self._watched.note(net)
-        self._made_for = MadeFor(digest, images, self.settings.as_dict())
+        self._made_for = MadeFor(digest, images, self.settings.as_dict(), volatile)
 
     def set_hyperparam(self, hyperparam: list[Any]) -> None:
         """Take over one candidate: a value for each list of :attr:`args_dict`, in its order."""
@@ -163,7 +168,7 @@ class DetectorPostprocessor(BasePostprocessor):
         self, net: nn.Module, data_loader: Any, progress: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predictions, scores and labels of a loader's images."""
-        self._require_setup(net)
+        self._require_setup(net, thorough=True)
         show = _shown(progress)
         detector = self._detector_for(net)
         session = self._session
@@ -207,15 +212,6 @@ class DetectorPostprocessor(BasePostprocessor):
                 "postprocessor_sweep", {}, "at least one list <setting>_list where APS_mode is True"
             )
 
-    def _loader_to_learn_from(self, known: Mapping[str, Any]) -> Any:
-        source = self.settings.source
-        if issubclass(self.detector_class, LearningDetector) and known.get(source) is None:
-            raise ValueError(
-                f"id_loader_dict: it has no {source!r}, only {sorted(known)}; {self.detector_class.__name__} learns "
-                f"from these images{' (or from the validation images: learn_from: val)' if source == 'train' else ''}"
-            )
-        return known.get(source)
-
     # Whether what was learnt still serves.
 
     def _images_looked_at(
@@ -223,12 +219,12 @@ class DetectorPostprocessor(BasePostprocessor):
     ) -> dict[str, str | None]:
         return images_looked_at(self.detector_class, self.settings, self.APS_mode, known, unknown)
 
-    def _require_setup(self, net: nn.Module) -> None:
+    def _require_setup(self, net: nn.Module, thorough: bool = False) -> None:
         if not issubclass(self.detector_class, LearningDetector):
             return
         if self.state is None:
             raise self._not_set_up()
-        if not self._watched.is_still(net, self._made_for.network):
+        if not self._watched.is_still(net, self._made_for, thorough):
             raise RuntimeError(
                 f"net: its layers or weights are not those of the network that {type(self).__name__} was set up "
                 "with; call setup(net, id_loader_dict, ood_loader_dict) again"

@@ -13,6 +13,9 @@ class Changes:
     def __init__(self) -> None:
         self._log: list[tuple[Any, str, Any, Any]] = []
 
+    def __bool__(self) -> bool:
+        return bool(self._log)
+
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set ``owner[name]`` of a dict, ``owner.name`` of a module or class."""
         self._log.append((owner, name, _own(owner).get(name, _ABSENT), value))

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from .changes import Changes
-from .process import half_initialised, say_done, switched_off
+from .process import half_initialised, keep_memory, say_done, switched_off
 
 VARIABLE = "OPENOOD_DEVICE"
 
@@ -70,6 +70,8 @@ class CudaRedirection:
 
         self._changes.set(torch.Tensor, "cuda", tensor_cuda)
         self._changes.set(torch.nn.Module, "cuda", module_cuda)
+        if target.wanted in ("", "cpu"):
+            keep_memory()
         reason = f"{VARIABLE}={target.wanted}" if target.wanted else "no CUDA here"
         say_done(f"{reason}, OpenOOD's .cuda() calls go to {target.wanted or 'cpu'}", "device")
 

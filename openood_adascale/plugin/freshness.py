@@ -28,6 +28,8 @@ class MadeFor:
     images: dict[str, str | None] = field(default_factory=dict)
     """Their digests, by ``train``, ``val`` and ``ood_val``; None where they cannot be told."""
     settings: dict[str, Any] = field(default_factory=dict)
+    volatile: tuple[str, ...] = ()
+    """What the network's digest leaves out, since running the network changes it."""
 
     def outdated(self, now: MadeFor) -> list[str]:
         """Why it does not serve for ``now``."""
@@ -70,11 +72,15 @@ class WatchedNetwork:
         """``network`` is that one; what a pass itself changes (a counter in a buffer, say) is no change."""
         self._glance = Glance(unwrap(network))
 
-    def is_still(self, network: nn.Module, digest: str) -> bool:
-        """Whether ``network`` is that one, whose digest this is."""
-        if self._glance is None or not self._glance.still_holds(unwrap(network)):
-            # Touched, it can be the same: a copy, or on another device.
-            if network_digest(network) != digest:
+    def is_still(self, network: nn.Module, made_for: MadeFor, thorough: bool = False) -> bool:
+        """Whether ``network`` is that one, for which something was made.
+
+        Args:
+            thorough: look at all of its weights and attributes, rather than at whether it has been touched.
+        """
+        if thorough or self._glance is None or not self._glance.still_holds(unwrap(network)):
+            # Touched, it can be the same: a copy, or on another device. Untouched, it can be another: by way of .data.
+            if network_digest(network, made_for.volatile) != made_for.network:
                 return False
             self.note(network)
         return True

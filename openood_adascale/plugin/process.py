@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 VARIABLE = "OPENOOD_ADASCALE_DISABLE"
-PARTS = ("register", "device", "stand-ins")
+PARTS = ("register", "device", "stand-ins", "memory")
 LOCK = threading.RLock()  # guards the plugin's state; never held while anything of OpenOOD's is imported
 
 _ALL = {"1", "all", "true"}
@@ -59,3 +59,11 @@ def _is_child() -> bool:
 def half_initialised(module: ModuleType | None) -> bool:
     """Whether ``module`` is in ``sys.modules`` already but still being executed."""
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+def keep_memory(quiet: bool = False) -> None:
+    """Have the C library keep freed memory, unless ``memory`` is switched off; see :mod:`~openood_adascale.memory`."""
+    from ..memory import keep_memory as keep
+
+    if not switched_off("memory") and keep() and not quiet:
+        say_done("large blocks of memory are kept for the next batch", "memory")

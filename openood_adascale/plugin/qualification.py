@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils import data
 
 from ..evidence.dataset import undisturbed
-from .stored_network import NeedsMore, StoredImages, StoredNetwork
+from .stored_images import NeedsMore, StoredImages
+from .stored_network import StoredNetwork
 
 CHECKED = 16
 """Images of each of two data sets that are scored both ways."""

@@ -5,7 +5,7 @@ are executed, in whatever order they are imported; :func:`unregister` undoes all
 
 The environment variable ``OPENOOD_ADASCALE_DISABLE`` has the last word: ``1`` (``all``, ``true``) switches
 everything off, explicit calls of :func:`register` included, and a comma-separated list of ``register``,
-``device`` and ``stand-ins`` switches off these parts.
+``device``, ``stand-ins`` and ``memory`` switches off these parts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from . import former
 from .devices import CudaRedirection
+from .evaluator import EvaluatorPatch
 from .finder import FINDER
 from .process import LOCK, PARTS, VARIABLE, half_initialised, say, switched_off, unknown_words
 from .stand_ins import StandIns
@@ -50,8 +51,7 @@ def unregister() -> None:
         FINDER.stop()
         _pending.clear()
         _tables.undo()
-        while _replays:
-            _replays.pop().undo()
+        _evaluator.undo()
         _cuda.undo()
         _stand_ins.undo()
 
@@ -88,20 +88,11 @@ def _patch(module: ModuleType) -> None:
     try:
         if not switched_off("register"):
             _tables.enter(module)
-            _enter_replay(module)
+            with LOCK:
+                if _tables.active:
+                    _evaluator.enter(module)
     except Exception as error:
         say(f"cannot register with {_story(module, error)}")
-
-
-def _enter_replay(module: ModuleType) -> None:
-    if module.__name__ != "openood.evaluation_api.evaluator":
-        return
-    from .replay import EvaluatorReplay  # late, since it imports torch
-
-    with LOCK:
-        if _tables.active and not _replays:
-            _replays.append(EvaluatorReplay(_is_ours))
-            _replays[0].enter(module)
 
 
 def _is_ours(postprocessor: Any) -> bool:
@@ -124,5 +115,5 @@ def _classes() -> Mapping[str, Any]:
 
 
 _pending: set[str] = set()  # modules that were half-initialised when we came
-_replays: list[Any] = []  # none until OpenOOD's Evaluator is there
 _tables, _cuda, _stand_ins = Tables(_classes), CudaRedirection(), StandIns()
+_evaluator = EvaluatorPatch(_is_ours)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,12 +25,10 @@ from ..evidence.plan import Execution
 from ..evidence.reader import Reader
 from ..evidence.rows import rows_of
 from ..evidence.sharing import chosen_store, current_store
-from .changes import Changes
 from .process import say
 from .qualification import NEED_IMAGES, disagreement, what_it_keeps
-from .stored_network import Refusals, StoredLoader, StoredNetwork
-
-MODULE = "openood.evaluation_api.evaluator"
+from .stored_images import Refusals
+from .stored_network import StoredLoader, StoredNetwork
 
 
 @dataclass
@@ -46,76 +45,60 @@ class Replayed:
     postprocessor: Any
     stored_network: nn.Module
     stored_loaders: Mapping[str, Any]
-    only_accuracy: bool = False
     inside: int = field(default=0)
 
 
-class EvaluatorReplay:
-    """Has OpenOOD's ``Evaluator`` draw on the store that was chosen; inert where none was."""
+class Replay:
+    """Has an ``Evaluator`` draw on the store in use, as far as its postprocessor allows.
 
-    def __init__(self, is_ours: Callable[[Any], bool]) -> None:
+    Args:
+        module: the Evaluator's.
+        is_ours: whether a postprocessor, or the name of one, is of this package.
+    """
+
+    def __init__(self, module: ModuleType, is_ours: Callable[[Any], bool]) -> None:
+        self._module = module
         self._is_ours = is_ours
-        self._changes = Changes()
+        self._loaders_of = vars(module)["get_id_ood_dataloader"]
         self._replayed: weakref.WeakKeyDictionary[Any, Replayed] = weakref.WeakKeyDictionary()
+        self._on_images: weakref.WeakKeyDictionary[Any, nn.Module] = weakref.WeakKeyDictionary()
 
-    def enter(self, module: ModuleType) -> None:
-        """Take part, if ``module``, which was just executed, is the Evaluator's."""
-        if module.__name__ != MODULE:
+    def construct(
+        self, original: Callable[..., None], evaluator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """In place of ``original``, which is ``Evaluator.__init__``."""
+        call = inspect.signature(original).bind_partial(evaluator, *args, **kwargs).arguments
+        net, given, name = (call.get(key) for key in ("net", "postprocessor", "postprocessor_name"))
+        ours = self._is_ours(name if given is None else given)
+        store = current_store() if ours else chosen_store()
+        if store is None or not isinstance(net, nn.Module):
+            original(evaluator, *args, **kwargs)
             return
-        cls = vars(module)["Evaluator"]
-        loaders_of = vars(module)["get_id_ood_dataloader"]
-        self._changes.set(cls, "__init__", self._constructor(module, cls.__init__))
-        for name in ("eval_ood", "eval_acc", "hyperparam_search", "_classifier_inference"):
-            self._changes.set(cls, name, self._method(name, vars(cls)[name]))
-        self._loaders_of = loaders_of
-
-    def undo(self) -> None:
-        """Take back everything that was put in place."""
-        self._changes.undo()
-
-    def _constructor(self, module: Any, original: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(original)
-        def __init__(evaluator: Any, net: nn.Module, *args: Any, **kwargs: Any) -> None:
-            given = kwargs.get("postprocessor")
-            name = kwargs.get("postprocessor_name") or (args[4] if len(args) > 4 else None)
-            given = given if given is not None else (args[5] if len(args) > 5 else None)
-            ours = self._is_ours(name if given is None else given)
-            store = current_store() if ours else chosen_store()
-            if store is None or not isinstance(net, nn.Module):
-                original(evaluator, net, *args, **kwargs)
+        call.pop(next(iter(call)))  # self
+        if not ours:
+            reason = NEED_IMAGES.get(str(name), "") or self._first_try(original, evaluator, call)
+            if not reason:
                 return
-            if not ours:
-                reason = NEED_IMAGES.get(str(name), "")
-                if not reason:
-                    put_back = random_states()
-                    before = None if given is None else _copied(given)
-                    reason = (
-                        self._try(module, original, evaluator, net, args, kwargs)
-                        if given is None or before is not None
-                        else "it cannot be copied"
-                    )
-                    if not reason:
-                        return
-                    put_back()
-                    if before is not None:
-                        vars(given).clear()
-                        vars(given).update(vars(before))
-                say(f"{name or type(given).__name__}: run on the images, as always: {reason}", once=False)
-            original(evaluator, net, *args, **kwargs)
-            self._share_accuracy(evaluator, net)
+            say(f"{name or type(given).__name__}: run on the images, as always: {reason}", once=False)
+        original(evaluator, *args, **kwargs)
+        self._on_images[evaluator] = net
 
-        return __init__
+    def _first_try(self, original: Callable[..., None], evaluator: Any, call: dict[str, Any]) -> str:
+        """Construct on stored activations; why that cannot be, if so, and all is then as it was before."""
+        put_back = random_states()
+        given = call.get("postprocessor")
+        before = None if given is None else _copied(given)
+        if given is not None and before is None:
+            return "it cannot be copied"
+        if reason := self._try(original, evaluator, call):
+            put_back()
+            if before is not None:
+                vars(given).clear()
+                vars(given).update(vars(before))
+        return reason
 
-    def _try(
-        self,
-        module: Any,
-        original: Callable[..., None],
-        evaluator: Any,
-        net: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> str:
-        """Construct on stored activations; why that cannot be, if so."""
+    def _try(self, original: Callable[..., None], evaluator: Any, call: dict[str, Any]) -> str:
+        net: nn.Module = call["net"]
         refusals = Refusals()
         stored = StoredNetwork(net, refusals)
         pairs: list[tuple[Any, Any]] = []
@@ -124,14 +107,15 @@ class EvaluatorReplay:
             real = self._loaders_of(*of, **more)
             found = _stored_loaders(net, real, stored, refusals)
             for path, loader in _leaves(found):
-                if path[:2] not in (("id", "train"), ("id", "val")) and not isinstance(loader, StoredLoader):
-                    refusals.refuse(f"the images of {' '.join(path)} cannot be stored")
+                # Whatever a method's setup asks for, and it may be the training images, can still be refused.
+                if path[:2] not in (("id", "train"), ("id", "val"), ("ood", "val")):
+                    loader.rows()
             pairs.append((real, found))
             return found
 
         try:
-            with _replaced(module, "get_id_ood_dataloader", get_id_ood_dataloader):
-                original(evaluator, stored, *args, **kwargs)
+            with _replaced(self._module, "get_id_ood_dataloader", get_id_ood_dataloader):
+                original(evaluator, **{**call, "net": stored})
             real, found = pairs[0]
             network = net if evaluator.net is stored else type(evaluator.net)(net)
             network.eval()
@@ -149,60 +133,54 @@ class EvaluatorReplay:
         evaluator.net, evaluator.dataloader_dict = network, real
         return ""
 
-    def _share_accuracy(self, evaluator: Any, net: nn.Module) -> None:
+    def call(
+        self,
+        name: str,
+        original: Callable[..., Any],
+        evaluator: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """In place of ``original``, a method of the Evaluator's of this name."""
+        kept = self._replayed.get(evaluator)
+        if kept is None and name == "_classifier_inference" and evaluator in self._on_images:
+            return self._accuracy(original, evaluator, args, kwargs)
+        if kept is None or kept.inside:
+            return original(evaluator, *args, **kwargs)
+        same = (
+            evaluator.net is kept.network
+            and evaluator.dataloader_dict is kept.loaders
+            and evaluator.postprocessor is kept.postprocessor
+            and network_digest(kept.classifier) == kept.digest
+        )
+        if not same:
+            return original(evaluator, *args, **kwargs)
+        evaluator.net, evaluator.dataloader_dict = kept.stored_network, kept.stored_loaders
+        kept.inside += 1
+        try:
+            return original(evaluator, *args, **kwargs)
+        finally:
+            kept.inside -= 1
+            evaluator.net, evaluator.dataloader_dict = kept.network, kept.loaders
+
+    def _accuracy(
+        self, original: Callable[..., Any], evaluator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """OpenOOD's accuracy of the network, from the store where it has the images."""
+        net = self._on_images[evaluator]
+        rows = rows_of(Reader(net), args[0], Execution()) if args and isinstance(net, nn.Module) else None
+        own = evaluator.net is net or getattr(evaluator.net, "backbone", None) is net
+        if rows is None or not own:
+            return original(evaluator, *args, **kwargs)
         refusals = Refusals()
         stored = StoredNetwork(net, refusals)
-        real = evaluator.dataloader_dict
-        found = _stored_loaders(net, real, stored, refusals)
-        self._replayed[evaluator] = Replayed(
-            net,
-            evaluator.net,
-            real,
-            network_digest(net),
-            evaluator.postprocessor,
-            stored,
-            found,
-            only_accuracy=True,
-        )
-
-    def _method(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def method(evaluator: Any, *args: Any, **kwargs: Any) -> Any:
-            kept = self._replayed.get(evaluator)
-            if kept is None or kept.inside or (kept.only_accuracy and name != "_classifier_inference"):
-                return original(evaluator, *args, **kwargs)
-            same = (
-                evaluator.net is kept.network
-                and evaluator.dataloader_dict is kept.loaders
-                and evaluator.postprocessor is kept.postprocessor
-                and network_digest(kept.classifier) == kept.digest
-            )
-            if not same:
-                return original(evaluator, *args, **kwargs)
-            if kept.only_accuracy:
-                loader = _stored_loader(kept, args[0] if args else None)
-                if loader is None:
-                    return original(evaluator, *args, **kwargs)
-                args = (loader, *args[1:])
-            evaluator.net, evaluator.dataloader_dict = kept.stored_network, kept.stored_loaders
-            kept.inside += 1
-            try:
-                return original(evaluator, *args, **kwargs)
-            finally:
-                kept.inside -= 1
-                evaluator.net, evaluator.dataloader_dict = kept.network, kept.loaders
-
-        return method
-
-
-def _stored_loader(kept: Replayed, loader: Any) -> StoredLoader | None:
-    """What stands in for a loader, if anything."""
-    stored = dict(_leaves(kept.stored_loaders))
-    for path, value in _leaves(kept.loaders):
-        if value is loader and isinstance(stored[path], StoredLoader):
-            found: StoredLoader = stored[path]
-            return found
-    return None
+        loader = StoredLoader(args[0], lambda: rows, stored, refusals, "Accuracy")
+        before = evaluator.net
+        evaluator.net = stored
+        try:
+            return original(evaluator, loader, *args[1:], **kwargs)
+        finally:
+            evaluator.net = before
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -216,14 +194,15 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
 def _stored_loaders(
     net: nn.Module, real: Mapping[str, Any], stored: StoredNetwork, refusals: Refusals
 ) -> Any:
-    """The same tree; loaders whose images cannot be shared are as they were, and their images refused."""
+    """The same tree, of loaders from the store."""
     reader = Reader(net)
 
     def made(path: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: made(f"{path} {name}".strip(), inner) for name, inner in value.items()}
-        rows = rows_of(reader, value, Execution())
-        return value if rows is None else StoredLoader(value, rows, stored, refusals, path)
+        return StoredLoader(
+            value, functools.partial(rows_of, reader, value, Execution()), stored, refusals, path
+        )
 
     return made("", real)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import nn
 
 from ..detectors.base import Detector
 from ..detectors.learning import LearningDetector, StreamingDetector
+from ..detectors.settings import Settings
 from ..evidence.collect import Collected, collect
 from ..evidence.histogram import Histogram
 from ..evidence.plan import Plan
@@ -27,6 +29,28 @@ class Loaders(NamedTuple):
     """Of in-distribution validation images."""
     unknown: Any
     """Of OOD validation images; None where nothing is searched."""
+
+    @classmethod
+    def of(
+        cls,
+        method: type[Detector[Any, Any]],
+        settings: Settings,
+        search: bool,
+        known: Mapping[str, Any],
+        unknown: Mapping[str, Any],
+    ) -> Loaders:
+        """From OpenOOD's ``id_loader_dict`` and ``ood_loader_dict``.
+
+        Raises:
+            ValueError: the loader to learn from is missing.
+        """
+        source = settings.source
+        if issubclass(method, LearningDetector) and known.get(source) is None:
+            raise ValueError(
+                f"id_loader_dict: it has no {source!r}, only {sorted(known)}; {method.__name__} learns "
+                f"from these images{' (or from the validation images: learn_from: val)' if source == 'train' else ''}"
+            )
+        return cls(known.get(source), known.get("val"), unknown.get("val") if search else None)
 
 
 class _Kept(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -27,36 +27,50 @@ _Read = TypeVar("_Read")
 
 
 def from_results(
-    results: Mapping[str, Result],
-    title: str = "results",
-    *,
-    identity: Identity | None = None,
-    scheme: str = "ood",
+    results: Mapping[str, Result], title: str = "results", *, identity: Identity | None = None
 ) -> Run:
-    """What ``evaluate`` found, with its scores and searches.
+    """What ``evaluate`` found, with its scores and searches; full-spectrum results (``Result.scheme``) by themselves.
 
     Args:
-        results: by method: its name in the registry or OpenOOD, or any label.
+        results: by method: its name in the registry or OpenOOD, or any label. Where several names have one label (``msp``
+            and ``MSP``), each stands beside it.
         title: of the report, where ``identity`` has no dataset and no network.
         identity: dataset, network and training, for the title and the leaderboard.
-        scheme: ``ood``, or ``fsood`` where the covariate-shifted sets count as in-distribution.
+
+    Raises:
+        ResultError: a result whose scheme is neither ``ood`` nor ``fsood``.
     """
-    if scheme not in SCHEMES:
-        raise ResultError(f"scheme: {scheme!r}; expected {' or '.join(SCHEMES)}")
-    run = Run(title, identity or Identity(""))
-    methods = []
     for name, result in results.items():
-        near, far = ({key: finite(result.scores[key]) for key in side} for side in (result.near, result.far))
-        table = ResultTable(result.near, result.far, result.table, unknown(result.table))
-        accuracy = table.value(next(iter(result.table.index)), "ACC")[0]
-        scores = Scores(finite(result.scores["id"]), near, far, accuracy)
-        methods.append(Evaluated(label_of(name), table, (scores,)))
-        if result.search is not None:
-            run.searches[name] = Search.checked(result.search, f"the search of {name}")
-    if methods:
-        run.methods[scheme] = ranked(methods)
-        run.notes += _other_sets(run.methods[scheme])
+        if result.scheme not in SCHEMES:
+            raise ResultError(f"{name}: scheme {result.scheme!r}; expected {' or '.join(SCHEMES)}")
+    run = Run(title, identity or Identity(""))
+    for scheme in SCHEMES:
+        labels = _labels(name for name, result in results.items() if result.scheme == scheme)
+        if labels:
+            found = ranked(_in_memory(label, results[name]) for name, label in labels.items())
+            run.methods[scheme] = found
+            run.notes += _other_sets(found)
+    # Of both schemes together: a report has one chapter of searches.
+    searches = {name: result.search for name, result in results.items() if result.search is not None}
+    for name, label in _labels(searches).items():
+        search = Search.checked(searches[name], f"the search of {name}")
+        run.searches[name if label == label_of(name) else label] = search
     return run
+
+
+def _labels(names: Iterable[str]) -> dict[str, str]:
+    """A label of its own for each name, which stands beside it where several have the same one."""
+    labels = {name: label_of(name) for name in names}
+    while len(counts := Counter(labels.values())) < len(labels):
+        labels = {name: f"{label} [{name}]" if counts[label] > 1 else label for name, label in labels.items()}
+    return labels
+
+
+def _in_memory(label: str, result: Result) -> Evaluated:
+    near, far = ({key: finite(result.scores[key]) for key in side} for side in (result.near, result.far))
+    table = ResultTable(result.near, result.far, result.table, unknown(result.table))
+    accuracy = table.value(next(iter(result.table.index)), "ACC")[0]
+    return Evaluated(label, table, (Scores(finite(result.scores["id"]), near, far, accuracy),))
 
 
 def collect(folder: str | Path) -> Run:

@@ -70,6 +70,12 @@ def label_of(name: str) -> str:
     return LABELS.get(name.lower(), name)
 
 
+def is_adascale(name: str) -> bool:
+    """Whether a postprocessor's or preset's name, or a label, begins as those of this package's AdaSCALE do."""
+    ours = (method.name for method in METHODS.values() if method.where == METHODS["adascale"].where)
+    return f"{words_of(name)}_".startswith(tuple(f"{known}_" for known in ours))
+
+
 def canonical_set(name: str) -> str:
     """One spelling per OOD set: ``openimageo`` and ``OpenImage-O`` are ``openimage_o``."""
     name = words_of(name)

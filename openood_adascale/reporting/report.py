@@ -9,7 +9,7 @@ import pandas as pd
 
 from . import leaderboard, markdown, page, pictures, sheets
 from .files import OutputFolder
-from .names import label_of
+from .names import is_adascale, label_of
 from .runs import Evaluated, Run, averages
 from .text import shown
 
@@ -114,7 +114,7 @@ def _search_caption(name: str, auroc: pd.DataFrame, swept: list[str]) -> str:
         f"at p_min {p_min:g}, p_max {p_max:g}"
     )
     fixed = {pair[0]: value for pair, value in tried.items() if pair[0] == pair[1]}
-    if fixed:
+    if fixed and is_adascale(name):
         best = max(fixed, key=fixed.__getitem__)
         caption += (
             f"; best fixed percentile (dotted: SCALE for variant A, LTS for variant L) {fixed[best]:.2f} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,6 +14,7 @@ from .text import is_name
 from .unpickling import PickledPostprocessor, PostprocessorUnpickler, as_array
 
 _LARGEST_MAP = 60  # percentiles to a side
+_NUMBER = r"(?<![\w.])\d+\.?\d*(?:[eE][-+]?\d+)?"  # also inside np.float64(…)
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,16 @@ class Search:
     def checked(cls, table: pd.DataFrame, source: str | Path) -> Search:
         """Of a table from anywhere: columns p_min and p_max, if any, and ``auroc`` are numbers.
 
-        One column ``percentile`` that holds the pair, or one number, which is then both, becomes p_min and p_max.
+        A column ``percentile`` of pairs becomes p_min and p_max; one of single numbers stays what it is.
         Raises :class:`~openood_adascale.errors.ResultError`, which names ``source``.
         """
-        table = table.copy()
+        table = table.map(_countable)
         try:
-            if "p_min" not in table and "percentile" in table and table["percentile"].notna().any():
-                pairs = table["percentile"].astype(str).str.findall(r"(?<![\w.])\d+\.?\d*(?:[eE][-+]?\d+)?")
-                table = table.drop(columns="percentile")
-                table["p_min"], table["p_max"] = pairs.str[0].astype(float), pairs.str[-1].astype(float)
+            if "p_min" not in table and "percentile" in table:
+                pairs = table["percentile"].astype(str).str.findall(_NUMBER)
+                if (pairs.map(len) == 2).all():
+                    table = table.drop(columns="percentile")
+                    table["p_min"], table["p_max"] = pairs.str[0].astype(float), pairs.str[1].astype(float)
             numbers = [name for name in ("p_min", "p_max") if name in table]
             for name in ("p_min", "p_max", "auroc") if numbers else ("auroc",):
                 table[name] = pd.to_numeric(table[name])
@@ -104,6 +107,11 @@ def read_pickled_search(path: str | Path) -> Search | None:
         lengths = reprlib.repr({name: len(values or ()) for name, values in columns.items()})
         raise ResultError(f"{path}: the search's columns are of lengths {lengths}; expected a single length")
     return Search.checked(pd.DataFrame(columns), path)
+
+
+def _countable(value: Any) -> Any:
+    """A candidate's value as what can be told from others and counted: of a list and the like, its text."""
+    return value if pd.api.types.is_scalar(value) else str(value)
 
 
 def _column(values: object) -> list[float | str | None] | None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from command_line import call
+from conftest import TinyNet, make_loader
+
+from openood_adascale import AdaSCALE, demo
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -32,3 +37,33 @@ def test_demo(tmp_path):
     call("report", tmp_path / "out")
     page = (tmp_path / "out/report/report.html").read_text(encoding="utf-8")
     assert "AdaSCALE-A" in page
+    for name in ("scale", "adascale"):  # a search over pairs is a picture, one over numbers a table
+        assert (tmp_path / f"out/report/search_{name}.png").exists() == (name == "adascale")
+
+
+def test_an_image_goes_through_the_network_once(tmp_path, monkeypatch, capsys):
+    """For its scores, the accuracy and the picture of the percentiles; and once more perturbed."""
+    torch.manual_seed(0)
+    network = TinyNet().eval()
+    monkeypatch.setattr(demo, "train", lambda *args, **kwargs: network)
+    summary = demo.run(tmp_path, progress=False)
+    benchmark, data = demo.load_benchmark()
+    judged = [
+        benchmark.test,
+        benchmark.val,
+        benchmark.ood_val,
+        *benchmark.near.values(),
+        *benchmark.far.values(),
+    ]
+    # Two more find the head.
+    assert sum(network.calls) == 2 * sum(len(loader.dataset) for loader in judged) + len(data) + 2
+    accuracy = pd.read_csv(tmp_path / "ood" / "msp.csv", index_col=0)["ACC"].iloc[0]
+    assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out
+    assert len(summary) == 8
+
+
+def test_the_percentiles_of_the_picture_are_the_detectors_own(network, id_images, ood_images):
+    detector = AdaSCALE(network).fit(make_loader(id_images))
+    found = demo.percentiles(detector, make_loader(ood_images))
+    assert found.shape == (len(ood_images),)
+    np.testing.assert_allclose(found, detector.percentiles(ood_images).numpy(), rtol=1e-6)

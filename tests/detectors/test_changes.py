@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import TinyNet, make_loader
 
-from openood_adascale import AdaSCALE, Benchmark, evaluate
+from openood_adascale import AdaSCALE, Benchmark, evaluate, using_store
 from openood_adascale.detectors.bfact import BFAct, BFActSettings
 from openood_adascale.detectors.energy import Energy
 from openood_adascale.detectors.lts import LTS
 from openood_adascale.detectors.msp import MSP
 from openood_adascale.detectors.optfs import OptFS
 from openood_adascale.detectors.scale import SCALE
+from openood_adascale.evidence.collect import collect
 
 SETTINGS = {"percentile": (60, 90), "k1": 5, "k2": 20}
 METHODS = [AdaSCALE, BFAct, OptFS]
@@ -235,3 +236,60 @@ def test_threads_that_share_a_network(network, id_images):
         for make in (lambda: Energy(network), lambda: shared):
             for scores in pool.map(lambda _, make=make: make().score(id_images), range(80)):
                 torch.testing.assert_close(scores, want)
+
+
+class Scaled(TinyNet):
+    """What it computes depends on a plain attribute and on a tensor that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = 1.0
+        self.shift = [torch.zeros(())]
+
+    def forward(self, images):
+        return super().forward(images * self.gain + self.shift[0])
+
+
+@pytest.mark.parametrize("change", ["attribute", "tensor", "data"])
+def test_what_no_hook_or_version_shows(change, id_images):
+    """A number, a tensor in a list, weights written through .data: looked at once per loader, for fit and scores."""
+    torch.manual_seed(0)
+    network = Scaled().eval()
+    loader = make_loader(id_images)
+    detector = AdaSCALE(network, **SETTINGS).fit(loader)
+    before = detector.state
+    if change == "attribute":
+        network.gain = 4.0
+    elif change == "tensor":
+        network.shift[0].add_(1)
+    else:
+        network.features[0].weight.data.mul_(3)
+    with pytest.raises(RuntimeError, match="its layers or weights are not those"):
+        detector.predict_loader(loader)
+    if change == "attribute":
+        with pytest.raises(RuntimeError, match="its layers or weights are not those"):
+            detector.score(id_images)
+    again = AdaSCALE(network, **SETTINGS).fit(loader).state
+    assert not torch.equal(before, again)
+    with using_store(False):
+        torch.testing.assert_close(AdaSCALE(network, **SETTINGS).fit(loader).state, again)
+
+
+def test_evidence_of_another_network(network, id_images, ood_images):
+    torch.manual_seed(7)
+    other = AdaSCALE(TinyNet().eval(), **SETTINGS)
+    plan, execution = other.settings.plan(), other.settings.execution
+    foreign = collect(other.reader, make_loader(id_images), plan, execution).evidence
+    detector = AdaSCALE(network, **SETTINGS)
+    with pytest.raises(ValueError, match=r"evidence: its head W .* is none of the weights of TinyNet"):
+        detector.fit_evidence(foreign)
+    with pytest.raises(ValueError, match="evidence: its head W"):
+        detector.choose(foreign, foreign, {"k1_list": [SETTINGS["k1"]]})
+    other.fit_evidence(foreign)
+
+
+def test_another_network_is_not_settled(network, id_images):
+    detector = AdaSCALE(network, **SETTINGS).fit(make_loader(id_images))
+    assert repr(detector).endswith(", fitted")
+    detector.network = TinyNet().eval()
+    assert not repr(detector).endswith(", fitted")

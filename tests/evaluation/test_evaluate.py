@@ -76,18 +76,6 @@ def test_bad_scores_are_named(known, unknown):
         ood_metrics(np.array(known), np.array(unknown))
 
 
-@pytest.fixture
-def data(id_images, ood_images):
-    return Benchmark(
-        test=make_loader(make_images(30, 7)),
-        near={"a": make_loader(make_images(20, 8, 0.3)), "b": make_loader(make_images(25, 9, 0.5))},
-        far={"c": make_loader(make_images(20, 10, 3))},
-        val=make_loader(id_images),
-        ood_val=make_loader(ood_images),
-        covariate_shift={"noisy": make_loader(make_images(10, 11, 0.1))},
-    )
-
-
 def test_table(network, data):
     result = evaluate(AdaSCALE(network), data, progress=False)
     assert list(result.table.index) == ["a", "b", "nearood", "c", "farood"]

@@ -29,14 +29,14 @@ from openood_adascale import AdaSCALE, using_store
 from openood_adascale.evidence import disk, rows
 rows.SHARD = disk.SHARD = 16
 torch.manual_seed(0)
-network = TinyNet().eval()
-inner = network.forward
-def forward(images):
-    if sum(network.calls) >= {die_after}:
-        os._exit(9)
-    time.sleep({pause})
-    return inner(images)
-network.forward = forward
+os.environ.update(DIE_AFTER="{die_after}", PAUSE="{pause}")
+class Net(TinyNet):  # its code, which is part of what it is, is the same in all runs
+    def forward(self, images):
+        if sum(self.calls) >= int(os.environ["DIE_AFTER"]):
+            os._exit(9)
+        time.sleep(float(os.environ["PAUSE"]))
+        return super().forward(images)
+network = Net().eval()
 with using_store({folder!r}):
     scores = AdaSCALE(network, pixels="random", percentile=(60, 80), k1=5, k2=50, lmbda=10)
     scores.fit(make_loader(make_images({images}, 1)), progress=False)

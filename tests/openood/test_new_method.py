@@ -1,4 +1,5 @@
-"""A method that is one file in ``detectors/`` and one line in the registry is in OpenOOD, too."""
+"""A method that is one file in ``detectors/`` and one line in the registry is everywhere: at the top level, in OpenOOD,
+in the demo and in a report."""
 
 from __future__ import annotations
 
@@ -56,14 +57,17 @@ def refuse(*args, **kwargs):
 urllib.request.urlretrieve = refuse
 
 import openood_adascale
-from openood_adascale import Benchmark, evaluate
+from openood_adascale import Benchmark, MaxLogit, evaluate
+assert {'MaxLogit', 'AdaSCALE'} <= {*openood_adascale.__all__} <= {*dir(openood_adascale)}
 assert Path(openood_adascale.__file__).is_relative_to(sys.argv[1]), openood_adascale.__file__
 openood_adascale.register()
 from openood.evaluation_api import Evaluator
 from openood.evaluation_api.postprocessor import get_postprocessor
 from openood.postprocessors import get_postprocessor as mains
 from openood.utils.config import Config
-from openood_adascale.detectors.max_logit import MaxLogit
+from openood_adascale import demo
+from openood_adascale.reporting.gather import from_results
+from openood_adascale.reporting.report import write
 from openood_adascale.plugin.postprocessor import MaxLogitPostprocessor
 from openood_postprocessing import SmallNet
 
@@ -105,6 +109,13 @@ benchmark = Benchmark.from_openood(evaluator.dataloader_dict)
 for method in (postprocessor, MaxLogit(net)):
     mine = evaluate(method, benchmark, net, progress=False).table.to_numpy()
     np.testing.assert_allclose(mine, table, atol=1e-6)
+
+# the demo's table, and a report
+shown = {name: method for name, method in demo.methods(net).items() if name in ('msp', 'max_logit')}
+results = evaluate(shown, benchmark, progress=False)
+assert list(demo.summarise(results).index) == ['MaxLogit', 'MSP']
+page = write(from_results(results), Path(empty, 'report')).read_text(encoding='utf-8')
+assert 'MaxLogit: scores of' in page and 'MaxLogit: AUROC on validation images' in page
 """
 
 

@@ -72,8 +72,8 @@ def test_known_to_need_the_images(small_evaluator, tmp_path, capfd, name):
     assert images is None or images > 900
 
 
-def own(base):
-    """Postprocessors that look at more than z and a, each in a way of its own, and the reason to be given."""
+def looking_at_images(base):
+    """Postprocessors that need more than z and a, each in a way of its own."""
 
     class Perturbs(base):
         def postprocess(self, net, data):
@@ -108,6 +108,12 @@ def own(base):
         def postprocess(self, net, data):
             pred, conf = super().postprocess(net, data)
             return pred, conf * np.prod(data.shape[1:])
+
+    return [Perturbs, Brightness, BrightnessInSetup, Swallows, Size]
+
+
+def looking_into_the_network(base):
+    """The same, with what a network can be asked for."""
 
     class Noise(base):
         @torch.no_grad()
@@ -152,16 +158,14 @@ def own(base):
         def setup(self, net, known, unknown):
             self.net = net
 
-    return [
-        Perturbs, Brightness, BrightnessInSetup, Swallows, Size, Noise, Layers, Norm, Hooks, Trains, Auxiliary, Keeps,
-    ]  # fmt: skip
+    return [Noise, Layers, Norm, Hooks, Trains, Auxiliary, Keeps]
 
 
 @pytest.mark.parametrize("number", range(12))
 def test_whoever_needs_more_is_run_on_the_images(small_evaluator, common, number, capfd):
     from openood.postprocessors import BasePostprocessor
 
-    kind = own(BasePostprocessor)[number]
+    kind = [*looking_at_images(BasePostprocessor), *looking_into_the_network(BasePostprocessor)][number]
 
     def made():
         instance = kind(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,8 +162,40 @@ def test_results_in_memory_look_as_from_files(tmp_path):
 
 
 def test_results_in_memory_of_an_unknown_scheme():
-    with pytest.raises(ResultError, match="scheme: 'near'; expected ood or fsood"):
-        from_results({"msp": result(1)}, scheme="near")
+    with pytest.raises(ResultError, match="msp: scheme 'near'; expected ood or fsood"):
+        from_results({"msp": replace(result(1), scheme="near")})
+
+
+def test_results_in_memory_go_under_their_own_schemes(tmp_path):
+    full = [replace(result(quality), scheme="fsood") for quality in (2, 3)]
+    run = from_results({"msp": result(1), "MSP": full[0], "ebo": full[1]})
+    assert {scheme: [method.label for method in methods] for scheme, methods in run.methods.items()} == {
+        "ood": ["MSP"],
+        "fsood": ["EBO", "MSP"],
+    }
+    write(run, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.index("## OOD detection") < text.index("## Full-spectrum OOD detection")
+    assert {"scores_ood_MSP", "scores_fsood_MSP"} <= {path.stem for path in tmp_path.glob("*.png")}
+    assert list(from_results({"msp": full[0]}).methods) == ["fsood"]
+
+
+def test_results_in_memory_of_one_label_are_all_there(tmp_path):
+    search = pd.DataFrame({"percentile": [[60.0, 80.0], [70.0, 80.0]], "auroc": [80.0, 81.0]})
+    names = ("adascale", "AdaSCALE-A", "msp", "MSP", "MSP [msp]", "ebo")
+    results = {name: result(place, search) for place, name in enumerate(reversed(names))}
+    run = from_results(results)
+    labels = [method.label for method in run.methods["ood"]]
+    assert len({*labels}) == len(labels) == 6
+    assert labels[:2] == ["AdaSCALE-A [adascale]", "AdaSCALE-A [AdaSCALE-A]"]
+    assert labels[3] == "MSP [MSP]"
+    assert labels[5] == "EBO"
+    assert {*labels[:2], "ebo"} <= {*run.searches}
+    write(run, tmp_path)
+    assert len(list(tmp_path.glob("scores_ood_*.png"))) == len(list(tmp_path.glob("search_*.png"))) == 6
+    text = Page(tmp_path / "report.html").text
+    for label in labels:
+        assert f"{label}: AUROC on validation images, best 81.00" in text
 
 
 def test_what_evaluate_finds_is_reported(network, id_images, ood_images, tmp_path):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from conftest import make_loader
 from report_files import (
     GOOD_SEARCH,
     RESNET50,
@@ -18,9 +21,15 @@ from report_files import (
     save_table,
 )
 
+from openood_adascale.detectors.registry import METHODS
 from openood_adascale.errors import ResultError
-from openood_adascale.reporting.gather import collect
-from openood_adascale.reporting.searches import read_pickled_search, read_search
+from openood_adascale.evaluation.benchmark import Benchmark
+from openood_adascale.evaluation.evaluate import evaluate
+from openood_adascale.reporting.gather import collect, from_results
+from openood_adascale.reporting.identify import Identity
+from openood_adascale.reporting.report import write
+from openood_adascale.reporting.runs import Run
+from openood_adascale.reporting.searches import Search, read_pickled_search, read_search
 from openood_adascale.reporting.unpickling import POSTPROCESSORS
 
 
@@ -141,3 +150,67 @@ def test_a_postprocessor_of_another_version_is_noted(tmp_path):
 
 def test_the_module_that_pickled_postprocessors_name_is_there():
     assert importlib.util.find_spec(POSTPROCESSORS) is not None
+
+
+def test_only_pairs_of_percentiles_are_drawn(network, id_images, ood_images, tmp_path):
+    """A method of one percentile keeps it; and only AdaSCALE's searches contain SCALE's and LTS's."""
+    sweeps = {
+        "scale": {"percentile_list": [80, 85]},
+        "optfs": {"percentile_list": [[0.1, 99], [1, 99]]},
+        "adascale": {"percentile_list": [[60, 80], [80, 80]]},
+        "adascale_logit": {"percentile_list": [[60, 80], [80, 80]]},
+    }
+    loader = make_loader(id_images)
+    unknown = make_loader(ood_images)
+    data = Benchmark(loader, {"a": unknown}, {"b": unknown}, loader, unknown, loader)
+    results = {
+        name: evaluate(METHODS[name].detector(network, **METHODS[name].defaults), data, sweep=sweep)
+        for name, sweep in sweeps.items()
+    }
+    run = from_results({**results, "my own": results["optfs"], "AdaSCALE, k1 = 1": results["adascale"]})
+    searches = {name: search.candidates for name, search in run.searches.items()}
+    assert list(searches["scale"]["percentile"]) == [80, 85]
+    assert "p_min" not in searches["scale"]
+    assert run.searches["scale"].percentile_map() is None
+    assert list(searches["optfs"]["p_min"]) == [0.1, 1]
+    assert "percentile" not in searches["adascale"]
+    # The same from a CSV, in which pairs are text.
+    for name, result in results.items():
+        result.search.to_csv(tmp_path / f"search_{name}.csv", index=False)
+        assert list(read_search(tmp_path / f"search_{name}.csv").candidates) == list(searches[name])
+    write(run, tmp_path)
+    assert {path.stem for path in tmp_path.glob("search_*.png")} == {
+        "search_optfs", "search_adascale", "search_adascale_logit", "search_my_own", "search_AdaSCALE_k1_1"
+    }  # fmt: skip
+    assert "| percentile | AUROC |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    captions = re.findall(
+        r"<figcaption>([^<]*p_min[^<]*)</figcaption>", (tmp_path / "report.html").read_text()
+    )
+    assert len(captions) == 5
+    for caption in captions:
+        assert ("SCALE for variant A, LTS for variant L" in caption) == caption.startswith("AdaSCALE")
+        assert ("fixed percentile" in caption) == caption.startswith("AdaSCALE")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_ours"),
+    [("adascale", True), ("adascale_joint [a]", True), ("adascale_logit_vit_b_16", True), ("AdaSCALE-L", True),
+     ("optfs", False), ("mine", False), ("scale", False), ("adascaler", False)],
+)  # fmt: skip
+def test_whose_search_contains_the_fixed_percentiles(tmp_path, name, is_ours):
+    save_search(tmp_path / f"search_{name}.csv")
+    assert report(tmp_path) == 0
+    text = Page(tmp_path / "report" / "report.html").text
+    assert "best 88.00 at p_min 75, p_max 75" in text
+    assert ("fixed percentile (dotted: SCALE" in text) == is_ours
+
+
+def test_percentiles_that_are_neither_numbers_nor_pairs_are_shown_as_they_are(tmp_path):
+    """Of a method that takes one number or several: text, but for the AUROC."""
+    mixed = pd.DataFrame({"percentile": [[60.0, 80.0], 70.0, [1, 2, 3]], "auroc": [80.0, 81.0, 82.0]})
+    search = Search.checked(mixed, "here")
+    assert search.percentile_map() is None
+    assert search.searched() == ["percentile"]
+    assert list(search.candidates["percentile"].astype(str)) == ["[60.0, 80.0]", "70.0", "[1, 2, 3]"]
+    write(Run("mixed", Identity(""), searches={"mine": search}), tmp_path)
+    assert r"| \[1, 2, 3\] | **82.00** |" in (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -1,0 +1,85 @@
+"""OpenOOD's Evaluator, with this package taking part. Imports only the standard library until an Evaluator is made."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .changes import Changes
+from .process import say
+
+if TYPE_CHECKING:
+    from .replay import Replay
+
+MODULE = "openood.evaluation_api.evaluator"
+METHODS = ("eval_ood", "eval_acc", "hyperparam_search", "_classifier_inference")
+
+
+class EvaluatorPatch:
+    """Has OpenOOD's ``Evaluator`` draw on stored activations, see :mod:`~.replay`.
+
+    Args:
+        is_ours: whether a postprocessor, or the name of one, is of this package.
+    """
+
+    def __init__(self, is_ours: Callable[[Any], bool]) -> None:
+        self._is_ours = is_ours
+        self._changes = Changes()
+        self._replay: Replay | None = None
+        self._broken = False
+
+    def enter(self, module: ModuleType) -> None:
+        """Take part, if ``module``, which was just executed, is the Evaluator's. The caller holds the plugin's lock."""
+        if module.__name__ != MODULE or self._changes:
+            return
+        cls: Any = vars(module)["Evaluator"]
+        if "get_id_ood_dataloader" not in vars(module):
+            raise AttributeError("this OpenOOD has no 'get_id_ood_dataloader' there")
+        originals = {name: vars(cls)[name] for name in METHODS}
+        self._changes.set(cls, "__init__", self._constructor(module, cls.__init__))
+        for name, original in originals.items():
+            self._changes.set(cls, name, self._method(name, original))
+
+    def undo(self) -> None:
+        """Take back everything that was put in place. The caller holds the plugin's lock."""
+        self._changes.undo()
+        self._replay = None
+
+    def _constructor(self, module: ModuleType, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def __init__(evaluator: Any, *args: Any, **kwargs: Any) -> None:
+            replay = self._loaded(module)
+            if replay is None:
+                original(evaluator, *args, **kwargs)
+            else:
+                replay.construct(original, evaluator, args, kwargs)
+
+        return __init__
+
+    def _method(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def method(evaluator: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._replay is None:
+                return original(evaluator, *args, **kwargs)
+            return self._replay.call(name, original, evaluator, args, kwargs)
+
+        return method
+
+    def _loaded(self, module: ModuleType) -> Replay | None:
+        """None, and said, where this package does not load; OpenOOD then works as without it."""
+        if self._replay is None and not self._broken:
+            try:
+                from .replay import Replay
+
+                self._is_ours("")
+                self._replay = Replay(module, self._is_ours)
+            except ImportError:  # which was said already when OpenOOD's tables were to be entered
+                self._broken = True
+            except Exception as error:
+                self._broken = True
+                say(
+                    f"cannot take part in {MODULE}, which works as without this package: {type(error).__name__}: {error}"
+                )
+        return self._replay

@@ -1,0 +1,118 @@
+"""What `evaluate` is given: what it refuses, and that the order of several detectors makes no difference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyNet
+
+from openood_adascale.detectors.adascale import AdaSCALE
+from openood_adascale.detectors.base import Detector
+from openood_adascale.detectors.msp import MSP
+from openood_adascale.detectors.scale import SCALE
+from openood_adascale.errors import SettingError
+from openood_adascale.evaluation.evaluate import evaluate
+from openood_adascale.evidence.sharing import forget
+
+
+class Postprocessor:
+    """An object with OpenOOD's postprocessor methods."""
+
+    def setup(self, net, id_loader_dict, ood_loader_dict):
+        """There is nothing to learn."""
+
+    def inference(self, net, loader, progress=True):
+        with torch.no_grad():
+            z = torch.cat([net(images) for images, _ in loader])
+        return z.argmax(1).numpy(), z.logsumexp(1).numpy(), np.zeros(len(z), int)
+
+
+def test_a_detector_is_evaluated_with_its_own_network_alone(network, data):
+    other = TinyNet().eval()
+    for method in (MSP(network), {"one": MSP(network)}, {"other": MSP(other), "one": MSP(network)}):
+        with pytest.raises(TypeError, match=r"network: .* is not the one that MSP .*expected None"):
+            evaluate(method, data, other)
+    assert network.calls == other.calls == []
+    want = evaluate(MSP(network), data).table
+    assert evaluate(MSP(network), data, network).table.equals(want)
+    assert evaluate({"one": MSP(network)}, data, network)["one"].table.equals(want)
+
+
+def test_full_spectrum_needs_covariate_shifted_sets(network, data):
+    results = {fs: evaluate(MSP(network), data, full_spectrum=fs) for fs in (False, True)}
+    assert {fs: found.scheme for fs, found in results.items()} == {False: "ood", True: "fsood"}
+    assert evaluate(Postprocessor(), data, network, full_spectrum=True).scheme == "fsood"
+    data.covariate_shift = {}
+    network.calls.clear()
+    for method in (MSP(network), {"one": MSP(network)}, Postprocessor()):
+        with pytest.raises(SettingError, match=r"full_spectrum: True .*benchmark\.covariate_shift"):
+            evaluate(method, data, network, full_spectrum=True)
+    assert not network.calls
+
+
+def test_mappings_that_cannot_be_evaluated(network, data):
+    with pytest.raises(TypeError, match="method: 'p' is a Postprocessor; expected a Detector"):
+        evaluate({"one": MSP(network), "p": Postprocessor()}, data)
+    with pytest.raises(TypeError, match="method: 'MSP' is the class MSP; expected a Detector"):
+        evaluate({"MSP": MSP}, data)
+    with pytest.raises(TypeError, match=r"method: the name 1 .*expected text"):
+        evaluate({1: MSP(network)}, data)
+    with pytest.raises(SettingError, match=r"method: \{\} .*at least one"):
+        evaluate({}, data)
+    with pytest.raises(SettingError, match=r"sweep: .* expected None with several detectors, each of which"):
+        evaluate({"one": SCALE(network)}, data, sweep={"percentile_list": [80, 90]})
+    assert not network.calls
+
+
+def test_the_order_of_precisions_makes_no_difference(network, data):
+    """ACC is the float32 network's: its pass gives it, whichever detector is named first."""
+
+    def passes(*precisions):
+        forget()
+        network.calls.clear()
+        results = evaluate({name: MSP(network, precision=name) for name in precisions}, data, progress=False)
+        assert list(results) == list(precisions)
+        return sum(network.calls)
+
+    assert passes("bfloat16", "float32") == passes("float32", "bfloat16")
+
+
+class NotANumber(Detector):
+    """A method whose scores are NaN for one of its two settings."""
+
+    settings_class = AdaSCALE.settings_class
+
+    def judge(self, evidence, settings, state):
+        score, pred = evidence.logits.double().max(1)
+        return pred, torch.full_like(score, torch.nan) if settings.k1 == 2 else score
+
+
+def test_scores_that_are_not_finite_are_told_with_the_candidate(network, data):
+    with pytest.raises(ValueError, match=r"k1=2\.0.*id_scores: 50 of 50 values are NaN or infinite"):
+        evaluate(NotANumber(network), data, sweep={"k1_list": [1, 2]}, progress=False)
+    found = evaluate(NotANumber(network, k1=1), data, search=False, progress=False)
+    assert np.isfinite(found.scores["id"]).all()
+
+
+class Overflowing(Postprocessor):
+    """Infinite at one of its temperatures."""
+
+    APS_mode = True
+    hyperparam_search_done = False
+    args_dict = {"temperature_list": [1.0, 0.0]}  # noqa: RUF012
+
+    def set_hyperparam(self, hyperparam):
+        (self.temperature,) = hyperparam
+
+    def inference(self, net, loader, progress=True):
+        pred, score, labels = super().inference(net, loader)
+        with np.errstate(divide="ignore"):
+            return pred, score / self.temperature, labels
+
+
+def test_so_are_a_postprocessors(network, data):
+    with pytest.raises(
+        ValueError, match=r"candidate \[0\.0\]: id_scores: 50 of 50 values are NaN or infinite"
+    ):
+        evaluate(Overflowing(), data, network, progress=False)

@@ -1,0 +1,61 @@
+"""Large blocks of memory are kept: fewer page faults, and no more memory than was needed at once."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from openood_adascale import memory
+from openood_adascale.memory import keep_memory
+
+MEASURE = """
+import resource, sys, torch
+from openood_adascale.memory import keep_memory
+if sys.argv[1] == "keep":
+    assert keep_memory()
+for step in range(40):
+    torch.ones((48 + step % 5) * 2**18)  # 48 to 52 MB
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(usage.ru_minflt, usage.ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is about glibc's malloc")
+def test_faults_and_memory():
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))
+    }
+
+    def measured(word):
+        command = [sys.executable, "-c", MEASURE, word]
+        done = subprocess.run(command, env=clean, capture_output=True, text=True, check=True)
+        return map(int, done.stdout.split())
+
+    faults, most = measured("do not")
+    kept_faults, kept_most = measured("keep")
+    assert kept_faults < faults / 2
+    assert kept_most < most + 200_000  # kB
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"])
+def test_what_the_user_chose_is_left_alone(monkeypatch, name):
+    monkeypatch.setenv(name, "something")
+    assert keep_memory() is False
+
+
+def test_elsewhere_it_does_nothing(monkeypatch):
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
+    assert keep_memory() is False
+
+
+def test_a_library_without_mallopt(monkeypatch):
+    class Without:
+        def __init__(self, name):
+            pass
+
+    for name in ("MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(memory.ctypes, "CDLL", Without)
+    assert keep_memory() is False
