@@ -32,7 +32,9 @@ from network_rows import (
     their_postprocessor,
 )
 from search_rows import draw, evidence_size, many_candidates, whole_search
+from store_rows import comparison, filling, kept_memory, passes
 from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader
 
 from openood_adascale.evidence.encode import fastest_precision
 
@@ -58,6 +60,13 @@ class Bench:
     def batch(self) -> torch.Tensor:
         loaders = self.benchmark["ood"].values()
         return torch.cat([batch[0] for loader in loaders for batch in loader])[:BATCH]
+
+    @property
+    def everything(self) -> DataLoader:
+        """All images but those to train on."""
+        names = ("val", "ood_val", "test")
+        loaders = [*(self.benchmark[name] for name in names), *self.benchmark["ood"].values()]
+        return DataLoader(ConcatDataset([loader.dataset for loader in loaders]), batch_size=BATCH)
 
     def adascale_a(self) -> Any:
         """OpenOOD's own, ready to score; None without OpenOOD."""
@@ -136,6 +145,11 @@ def measure(on: Bench, table: Table) -> tuple[dict[int, float], dict[str, float]
         evidence_size(table)
     if on.wanted("candidates"):
         whole = many_candidates(table, on.network, on.benchmark["val"], on.benchmark["ood_val"])
+    if on.wanted("store"):
+        filling(table, on.network, on.everything, max(repeats, 5))
+        passes(table, on.network, on.benchmark)
+    if on.wanted("kept") and on.device.type == "cpu":
+        kept_memory(table, repeats)
     if on.device.type == "cuda":
         from torchvision.models import resnet50
 
@@ -146,6 +160,8 @@ def measure(on: Bench, table: Table) -> tuple[dict[int, float], dict[str, float]
     if on.wanted("search") and on.checkout is not None:
         sizes = f"{on.options.val} + {on.options.ood_val}"
         taken = whole_search(table, on.network, on.data, sizes)
+    if on.wanted("comparison") and on.checkout is not None:
+        comparison(table, on.data, on.checkpoint, on.checkout)
     return whole, taken
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..plugin.process import keep_memory
+from ..plugin.process import keep_memory, say_done
 from .output import complain
 
 
@@ -27,6 +27,7 @@ def execute(options: argparse.Namespace) -> int:
             raise
         complain(f"error: {error}")
         return 2
-    keep_memory(options.quiet)
+    if keep_memory() and not options.quiet:
+        say_done("freed memory is kept for the next batch", "memory")
     run(options.output, options.seed, progress=False if options.quiet else None)
     return 0

@@ -46,9 +46,7 @@ def _digested(network: nn.Module, without: Collection[str]) -> tuple[str, bool]:
             digest.update(code.encode())
         for name, module in network.named_modules():
             extra = re.sub(r" at 0x\w+", "", module.extra_repr())
-            hooks = [_hook(hook) for hooks in _hooks(module) for hook in hooks.values()]
-            told = told and None not in hooks
-            digest.update(f"{name} {qualified(type(module))} {extra} {hooks}\n".encode())
+            digest.update(f"{name} {qualified(type(module))} {extra}\n".encode())
         for name, text in attributes(network).items():
             if name not in without:
                 told = told and text is not None
@@ -70,15 +68,18 @@ _TORCHS_OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 
 
 def attributes(network: nn.Module) -> dict[str, str | None]:
-    """What a network's layers have beside weights, buffers and layers, by name; None where that cannot be told."""
+    """What a network's layers have beside weights, buffers and layers, by name, their hooks among it; None where that
+    cannot be told."""
     found: dict[str, str | None] = {}
     for path, module in network.named_modules():
-        for name, value in vars(module).items():
-            if name not in _TORCHS_OWN:
-                try:
-                    found[f"{path}.{name}".strip(".")] = described(value)
-                except Exception:
-                    found[f"{path}.{name}".strip(".")] = None
+        own = {name: value for name, value in vars(module).items() if name not in _TORCHS_OWN}
+        hooks = [hook for hooks in _hooks(module) for hook in hooks.values()]
+        own.update({f"hook {number}": hook for number, hook in enumerate(hooks)})
+        for name, value in own.items():
+            try:
+                found[f"{path}.{name}".strip(".")] = described(value)
+            except Exception:
+                found[f"{path}.{name}".strip(".")] = None
     # Buffers that are in no state dict.
     kept = network.state_dict().keys()
     for name, buffer in network.named_buffers():
@@ -89,13 +90,6 @@ def attributes(network: nn.Module) -> dict[str, str | None]:
 
 def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
     return module._forward_pre_hooks, module._forward_hooks
-
-
-def _hook(hook: Any) -> str | None:
-    try:
-        return described(hook)
-    except Exception:
-        return None
 
 
 def _described_or_kind(value: Any) -> str:

@@ -70,10 +70,10 @@ class CudaRedirection:
 
         self._changes.set(torch.Tensor, "cuda", tensor_cuda)
         self._changes.set(torch.nn.Module, "cuda", module_cuda)
-        if target.wanted in ("", "cpu"):
-            keep_memory()
+        kept = target.wanted in ("", "cpu") and keep_memory()
         reason = f"{VARIABLE}={target.wanted}" if target.wanted else "no CUDA here"
-        say_done(f"{reason}, OpenOOD's .cuda() calls go to {target.wanted or 'cpu'}", "device")
+        where = f"{target.wanted or 'cpu'}{', freed memory is kept' if kept else ''}"
+        say_done(f"{reason}, OpenOOD's .cuda() calls go to {where}", "device,memory" if kept else "device")
 
 
 class _Target:

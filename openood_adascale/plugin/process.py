@@ -61,9 +61,9 @@ def half_initialised(module: ModuleType | None) -> bool:
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
-def keep_memory(quiet: bool = False) -> None:
-    """Have the C library keep freed memory, unless ``memory`` is switched off; see :mod:`~openood_adascale.memory`."""
+def keep_memory() -> bool:
+    """Have the C library keep freed memory, unless ``memory`` is switched off, and whether it does; see
+    :mod:`~openood_adascale.memory`."""
     from ..memory import keep_memory as keep
 
-    if not switched_off("memory") and keep() and not quiet:
-        say_done("large blocks of memory are kept for the next batch", "memory")
+    return not switched_off("memory") and keep()

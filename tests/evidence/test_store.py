@@ -243,3 +243,13 @@ def test_a_network_without_head_has_the_same_error(store, id_images):
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU())
     with pytest.raises(ValueError, match="no linear head that shows"):
         MSP(network).predict_loader(make_loader(id_images))
+
+
+def test_a_hook_that_keeps_what_it_sees(tmp_path, network, id_images):
+    """It is another after every pass: nothing is stored, rather than stored anew each time."""
+    seen = []
+    network.features.register_forward_hook(lambda layer, given, output: seen.append(len(output)))
+    with using_store(tmp_path):
+        for _ in range(2):
+            assert passes(network, lambda: MSP(network).predict_loader(make_loader(id_images)))[0] == 52
+    assert not list((tmp_path).rglob("*.safetensors"))
