@@ -3,6 +3,8 @@ cannot be used."""
 
 from __future__ import annotations
 
+import ast
+import re
 from typing import Any
 
 
@@ -52,6 +54,34 @@ class ResultError(ValueError):
 
 class StoreError(ValueError):
     """A store of activations that cannot be used, or has no room; the message says which and what to do."""
+
+
+class DetectorFileError(ValueError):
+    """A detector's file that cannot be read or written, or is of something else; the message says which and what is
+    expected."""
+
+
+class ImageError(ValueError):
+    """An image file that cannot be read; says which and why."""
+
+    def __init__(self, path: str, why: str | None = None) -> None:
+        if why is None:
+            path, why = _as_torch_hands_it_on(path)
+        super().__init__(f"{path!r}: {why}")
+        self.path, self.why = path, why
+        """The file, and what is the matter with it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageError, (self.path, self.why)
+
+
+def _as_torch_hands_it_on(text: str) -> tuple[str, str]:
+    """Path and reason out of the one text, a worker's whole traceback, of which torch's DataLoader makes an error anew
+    in the process that reads its batches."""
+    found = re.search(
+        r"^\S*ImageError: ('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"): (.*)", text, re.MULTILINE | re.DOTALL
+    )
+    return (str(ast.literal_eval(found[1])), found[2].strip()) if found else ("", text)
 
 
 class Unavailable(ValueError):

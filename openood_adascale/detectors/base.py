@@ -1,8 +1,9 @@
-"""What a method is, and what one does with it: ``fit``, ``predict``, ``score``, ``search``. Needs no OpenOOD."""
+"""What a method is, and what one does with it: ``fit``, ``score``, ``is_ood``, ``search``, ``save``. Needs no OpenOOD."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
@@ -16,6 +17,8 @@ from ..evidence.evidence import Evidence
 from ..evidence.modes import evaluating
 from ..evidence.plan import Plan
 from ..evidence.reader import Reader
+from .calibration import MadeWith, Validation, threshold
+from .file import read, write
 from .search import Search, candidates, search_aurocs
 from .settings import EXECUTION, Settings
 
@@ -48,6 +51,8 @@ class Detector(ABC, Generic[S, T]):
     settings_class: ClassVar[type[Settings]] = Settings
     default_sweep: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """What :meth:`search` tries if not told."""
+    learns: ClassVar[bool] = False
+    """Whether there is anything to score with only after :meth:`fit`."""
 
     def __init__(self, network: nn.Module, settings: S | None = None, **keywords: Any) -> None:
         if not isinstance(network, nn.Module):
@@ -65,6 +70,10 @@ class Detector(ABC, Generic[S, T]):
         """What was learnt."""
         self.settled = False
         """Whether :meth:`fit` or :meth:`search` has been called."""
+        self.learnt_with: MadeWith | None = None
+        """What :attr:`state` was learnt with; None for one that learns nothing, or a state that was given."""
+        self.validation: Validation | None = None
+        """What is remembered for :meth:`threshold`."""
 
     @property
     def network(self) -> nn.Module:
@@ -136,6 +145,62 @@ class Detector(ABC, Generic[S, T]):
         preds, scores, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return preds.astype(int), scores, labels
 
+    def calibrate(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
+        """Remember the scores of a loader's in-distribution validation images for :meth:`threshold`, in one pass.
+
+        Raises:
+            RuntimeError, ValueError, TypeError: as :meth:`predict`; or no images, or scores that are not finite.
+        """
+        self.validation = Validation.of(self, self.predict_loader(loader, progress)[1])
+        return self
+
+    @property
+    def validation_scores(self) -> np.ndarray | None:
+        """(n_val,) float64, ascending: of in-distribution validation images; None where none are remembered that hold for
+        the present network and settings."""
+        kept = self.validation
+        return None if kept is None or kept.outdated(self.network, self.settings) else kept.scores
+
+    def threshold(self, tpr: float = 0.95) -> float:
+        """The score at or above which the share ``tpr`` of the in-distribution validation images lies: the largest of
+        their scores that at least so many of them reach.
+
+        The images are those of :meth:`search` or of :meth:`calibrate`, or those that were learnt from, where these were
+        validation images kept as Evidence (AdaSCALE).
+
+        Args:
+            tpr: within (0, 1].
+
+        Raises:
+            SettingError: another ``tpr``.
+            RuntimeError: no scores, or of another network or other settings; not fitted.
+        """
+        return threshold(self, tpr, thorough=True)
+
+    def is_ood(self, images: Tensor, tpr: float = 0.95) -> Tensor:
+        """(B,) bool: whether each of (B, ...) images scores below :meth:`threshold`; raises as that and :meth:`score`."""
+        least = threshold(self, tpr)
+        return self.score(images) < least
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what was learnt, the settings, the network's digest and :attr:`validation_scores` to a safetensors file.
+
+        Raises:
+            RuntimeError: not fitted, or with another network or other settings.
+            DetectorFileError: it cannot be written.
+        """
+        write(path, self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], network: nn.Module) -> Self:
+        """The detector that :meth:`save` wrote, for the same network; nothing in the file is executed.
+
+        Raises:
+            DetectorFileError: no file, damaged, of something else, another version, method or network.
+            TypeError: ``network`` is no module.
+        """
+        return read(path, network, cls)
+
     def search(
         self,
         id_loader: Iterable[Any],
@@ -192,6 +257,7 @@ class Detector(ABC, Generic[S, T]):
         self.settings = tried[best]
         self.state = self._learnt_for(self.settings, known)
         self.has_learnt()
+        self.validation = Validation.of_evidence(self, known)
         table = pd.DataFrame([settings.as_dict() for settings in tried]).assign(auroc=aurocs)
         return Search(self.settings, aurocs[best], table)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from ..evidence.collect import batches, collect
 from ..evidence.evidence import Evidence
-from ..evidence.fingerprint import network_digest
 from ..evidence.histogram import Histogram
 from .base import Detector, S, T
+from .calibration import MadeWith, Validation
 from .search import Search
 from .settings import EXECUTION
 
@@ -21,28 +20,17 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-@dataclass(frozen=True)
-class _LearntWith:
-    network: str
-    """The network's digest."""
-    volatile: frozenset[str]
-    """Buffers that it leaves out."""
-    settings: dict[str, Any]
-
-
 class LearningDetector(Detector[S, T]):
     """Learns from the Evidence of in-distribution validation images."""
 
-    def __init__(self, network: nn.Module, settings: S | None = None, **keywords: Any) -> None:
-        super().__init__(network, settings, **keywords)
-        self._learnt_with: _LearntWith | None = None
+    learns: ClassVar[bool] = True
 
     @abstractmethod
     def learn(self, evidence: Evidence, settings: S) -> T:
         """What the method keeps of the in-distribution images."""
 
     def fit(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
-        """Learn from in-distribution images, in one pass.
+        """Learn from in-distribution validation images, in one pass, and remember their scores for :meth:`threshold`.
 
         Args:
             loader: yields ``(images, labels)``, OpenOOD's dicts or images; labels are not used.
@@ -64,6 +52,7 @@ class LearningDetector(Detector[S, T]):
         self._require_own(evidence)
         self.state = self.learn(evidence, self.settings)
         self.has_learnt()
+        self.validation = Validation.of_evidence(self, evidence)
         return self
 
     def _learnt_for(self, settings: S, known: Evidence) -> T:
@@ -71,28 +60,24 @@ class LearningDetector(Detector[S, T]):
 
     def has_learnt(self) -> None:
         super().has_learnt()
-        self._learnt_with = _LearntWith(
-            self.reader.digest(), self.reader.volatile, self.settings.learnt_with()
-        )
+        self.learnt_with = MadeWith(self.reader.digest(), self.reader.volatile, self.settings.learnt_with())
 
     def require_fit(self, thorough: bool = False) -> None:
         name = type(self).__name__
         if self.state is None:
             raise RuntimeError(f"{name} is not fitted: call fit(loader) or search(…) first")
-        if self._learnt_with is None:  # the state was given, not learnt here
+        if self.learnt_with is None:  # the state was given, not learnt here
             return
         # Touched, it can be the same: a copy, or on another device. Untouched, it can be another: by way of .data.
         look = thorough or not self.reader.untouched
-        learnt_with = self._learnt_with
-        if look and network_digest(self.network, learnt_with.volatile) != learnt_with.network:
+        if look and not self.learnt_with.is_of(self.network):
             raise RuntimeError(
                 f"network: its layers or weights are not those that {name} was fitted with; call fit(loader) or "
                 "search(…) again"
             )
-        now, before = self.settings.learnt_with(), self._learnt_with.settings
-        changed = [key for key in now if now[key] != before.get(key, now[key])]
-        if changed and not self._learn_again(changed):
-            told = ", ".join(f"{key} is {now[key]!r} and was {before[key]!r}" for key in changed)
+        changed = self.learnt_with.changed(self.settings.learnt_with())
+        if changed and not self._learn_again(list(changed)):
+            told = ", ".join(changed.values())
             raise RuntimeError(
                 f"settings: {told} when {name} was fitted; call fit(loader) or search(…) again"
             )
@@ -163,18 +148,23 @@ class StreamingDetector(LearningDetector[S, T]):
         return self.summarise(evidence for evidence, _ in read)
 
     def fit(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
-        """Learn from in-distribution (training) images, in one pass; see :meth:`LearningDetector.fit`."""
+        """Learn from in-distribution (training) images, in one pass; see :meth:`LearningDetector.fit`. No scores are
+        remembered: for :meth:`threshold`, call :meth:`calibrate`."""
         return self.fit_summary(self.summarise_loader(loader, progress))
 
     def fit_evidence(self, evidence: Evidence) -> Self:
         self._require_own(evidence)
-        return self.fit_summary(self.summarise([evidence]))
+        self.fit_summary(self.summarise([evidence]))
+        if self.settings.source == "val":
+            self.validation = Validation.of_evidence(self, evidence)
+        return self
 
     def fit_summary(self, summary: Histogram) -> Self:
         """:meth:`fit` on what was summarised already."""
         self._keep(summary)
         self.state = self.learn_summary(summary, self.settings)
         self.has_learnt()
+        self.validation = None  # their scores were those of what was learnt before
         return self
 
     def _keep(self, summary: Histogram) -> None:

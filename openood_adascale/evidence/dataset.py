@@ -119,13 +119,15 @@ class Numbers(data.Dataset[int]):
 
 def loader_over(loader: Any, indices: Sequence[int]) -> data.DataLoader[Any]:
     """The same images in this order; without drawing on the global random state."""
+    count = -(-len(indices) // (loader.batch_size or 1))
+    workers = min(loader.num_workers, count) if count > 1 else 0  # to start one takes longer than to read a few images
     return data.DataLoader(
         data.Subset(loader.dataset, indices),
         batch_size=loader.batch_size,
-        num_workers=loader.num_workers,
+        num_workers=workers,
         pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
+        timeout=loader.timeout if workers else 0,
         worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
+        multiprocessing_context=loader.multiprocessing_context if workers else None,
         generator=torch.Generator(),
     )

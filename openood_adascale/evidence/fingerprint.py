@@ -173,9 +173,9 @@ def _state_of(tensor: Tensor) -> tuple[int, ...]:
 def images_digest(loader: Any) -> str | None:
     """A digest of what a loader's images are, the same in every process; None where that cannot be told.
 
-    It can be told of PyTorch's ``DataLoader`` over OpenOOD's image lists, torchvision's image folders,
-    ``TensorDataset``, and ``Subset`` and ``ConcatDataset`` of these: which files (with size and time of change) or
-    numbers, and what the preprocessing consists of. Order and batch size do not matter.
+    It can be told of PyTorch's ``DataLoader`` over OpenOOD's image lists, torchvision's image folders, this package's
+    ``ImageFiles``, ``TensorDataset``, and ``Subset`` and ``ConcatDataset`` of these: which files (with size and time of
+    change) or numbers, and what the preprocessing consists of. Order and batch size do not matter.
     """
     return _digest_of(lambda: _loader_parts(loader))
 
@@ -234,6 +234,8 @@ def _dataset_parts(dataset: Any) -> list[Any]:
         "torchvision.datasets.folder.DatasetFolder",
     ):
         paths = (path for path, _ in dataset.samples)
+    elif kind == "openood_adascale.evaluation.folders.ImageFiles":  # a room above this one
+        paths = iter(dataset.paths)
     else:
         raise Unknown
     return [kind, vars(dataset), [_file_state(path) for path in paths]]
