@@ -120,7 +120,9 @@ class Numbers(data.Dataset[int]):
 def loader_over(loader: Any, indices: Sequence[int]) -> data.DataLoader[Any]:
     """The same images in this order; without drawing on the global random state."""
     count = -(-len(indices) // (loader.batch_size or 1))
-    workers = min(loader.num_workers, count) if count > 1 else 0  # to start one takes longer than to read a few images
+    workers = (
+        min(loader.num_workers, count) if count > 1 else 0
+    )  # to start one takes longer than to read a few images
     return data.DataLoader(
         data.Subset(loader.dataset, indices),
         batch_size=loader.batch_size,
