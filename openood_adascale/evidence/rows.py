@@ -190,7 +190,13 @@ class Rows:
         return torch.empty(0) if found is None else found
 
 
-def rows_of(reader: Reader, loader: Iterable[Any], execution: Execution, parts: int = 1) -> Rows | None:
+def rows_of(
+    reader: Reader,
+    loader: Iterable[Any],
+    execution: Execution,
+    parts: int = 1,
+    network_digest: str | None = None,
+) -> Rows | None:
     """A loader's images as rows of the store in use; None where they cannot be shared.
 
     They can where it shows what the images and the network are (see :func:`~.fingerprint.images_digest` and
@@ -202,6 +208,8 @@ def rows_of(reader: Reader, loader: Iterable[Any], execution: Execution, parts: 
         loader: of the images.
         execution: how the network is run.
         parts: how many activations of each image are asked for.
+        network_digest: :func:`~.fingerprint.full_network_digest` of the network, if the caller has it; he sees to it that the
+            network is still that one when he is done.
 
     Raises:
         StoreError: the store cannot be used.
@@ -213,7 +221,7 @@ def rows_of(reader: Reader, loader: Iterable[Any], execution: Execution, parts: 
     dataset: Any = loader.dataset
     if len(dataset) == 0:
         return None
-    network = full_network_digest(reader.network)
+    network = network_digest or full_network_digest(reader.network)
     if network is None:
         return None
     device = device_of(unwrap(reader.network))

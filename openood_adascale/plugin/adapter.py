@@ -168,11 +168,12 @@ class DetectorPostprocessor(BasePostprocessor):
         self, net: nn.Module, data_loader: Any, progress: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predictions, scores and labels of a loader's images."""
-        self._require_setup(net, thorough=True)
+        session = self._session
+        served = session is not None and session.serves(net, data_loader)
+        self._require_setup(net, thorough=not served)  # from what is kept, the network is not run
         show = _shown(progress)
         detector = self._detector_for(net)
-        session = self._session
-        if session is not None and session.serves(net, data_loader):
+        if session is not None and served:
             found = session.judge(detector, data_loader, show)
             if (auroc := session.auroc()) is not None:
                 chosen = self.settings.as_dict()

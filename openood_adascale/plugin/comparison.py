@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from ..errors import SettingError
 from .names import postprocessor_methods
+from .process import VARIABLE, switched_off
+from .registration import tables_noted
 from .script import run_script
 
 FROM_FEATURES = (
@@ -56,8 +57,10 @@ def compare(script: Path, arguments: Sequence[str], names: Sequence[str]) -> lis
     """Run ``script`` with ``arguments`` once for each postprocessor; one that fails does not stop the others.
 
     Raises:
-        SettingError: the arguments choose a postprocessor themselves.
+        SettingError: the arguments choose a postprocessor themselves, or this package is not to take part.
     """
+    if switched_off("register"):
+        raise SettingError(VARIABLE, os.environ[VARIABLE], "no 1 or register beside --postprocessors")
     for word in arguments:
         if word.partition("=")[0] == OPTION:
             raise SettingError(OPTION, word, f"no {OPTION} of the script's own beside --postprocessors")
@@ -69,7 +72,7 @@ def compare(script: Path, arguments: Sequence[str], names: Sequence[str]) -> lis
         outcome = Outcome(name)
         outcomes.append(outcome)
         start = time.perf_counter()
-        with _noted(outcome.metrics):
+        with tables_noted(outcome.metrics):
             try:
                 run_script(script, [*arguments, OPTION, name])
             except SystemExit as left:
@@ -81,28 +84,11 @@ def compare(script: Path, arguments: Sequence[str], names: Sequence[str]) -> lis
         if outcome.error:
             print(f"openood-adascale: {name} failed: {outcome.error}", file=sys.stderr, flush=True)
         gc.collect()
+        if len(outcomes) == 1:
+            # What libraries have made by now stays anyhow, and need not be looked through after every method.
+            gc.freeze()
+    gc.unfreeze()
     return outcomes
-
-
-@contextlib.contextmanager
-def _noted(metrics: list[pd.DataFrame]) -> Iterator[None]:
-    """Have the tables that OpenOOD's Evaluator finds meanwhile noted in ``metrics``."""
-    from openood.evaluation_api.evaluator import Evaluator
-
-    original = Evaluator.eval_ood
-
-    def eval_ood(evaluator: Any, *args: Any, **kwargs: Any) -> Any:
-        found = original(evaluator, *args, **kwargs)
-        if isinstance(found, pd.DataFrame):
-            metrics.append(found)
-        return found
-
-    Evaluator.eval_ood = eval_ood
-    try:
-        yield
-    finally:
-        if Evaluator.eval_ood is eval_ood:
-            Evaluator.eval_ood = original
 
 
 def _value(table: pd.DataFrame, row: str, column: str) -> float:

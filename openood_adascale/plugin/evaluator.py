@@ -29,6 +29,8 @@ class EvaluatorPatch:
         self._changes = Changes()
         self._replay: Replay | None = None
         self._broken = False
+        self.listeners: list[Callable[[Any], Any]] = []
+        """What is told the table that every ``eval_ood`` has found."""
 
     def enter(self, module: ModuleType) -> None:
         """Take part, if ``module``, which was just executed, is the Evaluator's. The caller holds the plugin's lock."""
@@ -62,8 +64,13 @@ class EvaluatorPatch:
         @functools.wraps(original)
         def method(evaluator: Any, *args: Any, **kwargs: Any) -> Any:
             if self._replay is None:
-                return original(evaluator, *args, **kwargs)
-            return self._replay.call(name, original, evaluator, args, kwargs)
+                found = original(evaluator, *args, **kwargs)
+            else:
+                found = self._replay.call(name, original, evaluator, args, kwargs)
+            if name == "eval_ood":
+                for listener in self.listeners:
+                    listener(found)
+            return found
 
         return method
 

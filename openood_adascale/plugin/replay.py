@@ -20,7 +20,7 @@ from torch import nn
 
 from ..errors import StoreError
 from ..evidence.dataset import random_states
-from ..evidence.fingerprint import network_digest
+from ..evidence.fingerprint import full_network_digest
 from ..evidence.plan import Execution
 from ..evidence.reader import Reader
 from ..evidence.rows import rows_of
@@ -99,13 +99,16 @@ class Replay:
 
     def _try(self, original: Callable[..., None], evaluator: Any, call: dict[str, Any]) -> str:
         net: nn.Module = call["net"]
+        digest = full_network_digest(net)
+        if digest is None:
+            return "it does not show what the network consists of"
         refusals = Refusals()
         stored = StoredNetwork(net, refusals)
         pairs: list[tuple[Any, Any]] = []
 
         def get_id_ood_dataloader(*of: Any, **more: Any) -> Any:
             real = self._loaders_of(*of, **more)
-            found = _stored_loaders(net, real, stored, refusals)
+            found = _stored_loaders(net, digest, real, stored, refusals)
             for path, loader in _leaves(found):
                 # Whatever a method's setup asks for, and it may be the training images, can still be refused.
                 if path[:2] not in (("id", "train"), ("id", "val"), ("ood", "val")):
@@ -127,8 +130,10 @@ class Replay:
         # What was refused is the reason, whatever came of it.
         if refusals.reason or reason:
             return refusals.reason or reason
+        if full_network_digest(net) != digest:
+            return "its setup changes the network"
         self._replayed[evaluator] = Replayed(
-            net, network, real, network_digest(net), evaluator.postprocessor, evaluator.net, found
+            net, network, real, digest, evaluator.postprocessor, evaluator.net, found
         )
         evaluator.net, evaluator.dataloader_dict = network, real
         return ""
@@ -151,7 +156,7 @@ class Replay:
             evaluator.net is kept.network
             and evaluator.dataloader_dict is kept.loaders
             and evaluator.postprocessor is kept.postprocessor
-            and network_digest(kept.classifier) == kept.digest
+            and full_network_digest(kept.classifier) == kept.digest
         )
         if not same:
             return original(evaluator, *args, **kwargs)
@@ -192,7 +197,7 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _stored_loaders(
-    net: nn.Module, real: Mapping[str, Any], stored: StoredNetwork, refusals: Refusals
+    net: nn.Module, digest: str, real: Mapping[str, Any], stored: StoredNetwork, refusals: Refusals
 ) -> Any:
     """The same tree, of loaders from the store."""
     reader = Reader(net)
@@ -200,9 +205,8 @@ def _stored_loaders(
     def made(path: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: made(f"{path} {name}".strip(), inner) for name, inner in value.items()}
-        return StoredLoader(
-            value, functools.partial(rows_of, reader, value, Execution()), stored, refusals, path
-        )
+        find = functools.partial(rows_of, reader, value, Execution(), network_digest=digest)
+        return StoredLoader(value, find, stored, refusals, path)
 
     return made("", real)
 

@@ -85,6 +85,26 @@ def test_many_postprocessors_in_one_run(run_script, run_root, tmp_path):
     assert float(alone.loc["nearood", "AUROC"].split(" ± ")[0]) == pytest.approx(rows["react"][1], abs=0.011)
 
 
+WITHOUT_OPENOOD = """
+import sys
+from pathlib import Path
+sys.path[:] = [path for path in sys.path if path and not (Path(path) / "openood" / "evaluation_api").is_dir()]
+from openood_adascale.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("run_root", [("s0",)], indirect=True)
+def test_only_the_script_need_find_openood(run_script, run_root):
+    """As the installed command finds it, in a checkout that is on no path."""
+    options = ["run", "--postprocessors", "msp", "scripts/eval_ood.py", "--root", run_root]
+    done = run_script(["-c", WITHOUT_OPENOOD, *options])
+    assert re.search(r"^msp( +[0-9.]+){6}$", done.stdout, re.M)
+    forbidden = {"OPENOOD_ADASCALE_DISABLE": "register"}
+    done = run_script(["-c", WITHOUT_OPENOOD, *options], env=forbidden, check=False)
+    assert (done.returncode, "OPENOOD_ADASCALE_DISABLE" in done.stderr.splitlines()[-1]) == (2, True)
+
+
 def test_what_the_command_refuses(run_script):
     def refused(*args):
         done = run_script(["-m", "openood_adascale", "run", *args], check=False)
