@@ -208,8 +208,8 @@ def rows_of(
         loader: of the images.
         execution: how the network is run.
         parts: how many activations of each image are asked for.
-        network_digest: :func:`~.fingerprint.full_network_digest` of the network, if the caller has it; he sees to it that the
-            network is still that one when he is done.
+        network_digest: :func:`~.fingerprint.full_network_digest` of the network, if the caller has it; he sees to it that
+            the network is still that one when he is done.
 
     Raises:
         StoreError: the store cannot be used.

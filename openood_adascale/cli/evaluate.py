@@ -1,0 +1,156 @@
+"""``openood-adascale evaluate``: OpenOOD's protocol for any network and any folders of images, all methods in one pass."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingError
+from .output import complain
+
+SETS = ("id", "val", "ood_val", "train")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its options."""
+    parser.description = (
+        "Every option can stand in a yml instead (--config): network: torchvision:resnet50, near: {NAME: DIR, …} and so "
+        "on; what stands on the command line wins."
+    )
+    add = parser.add_argument
+    add("--config", metavar="FILE.yml", help="options by their names")
+    add(
+        "--network",
+        metavar="SPEC",
+        help="torchvision:NAME, timm:NAME, package.module:function or file.py:function",
+    )
+    add("--weights", metavar="FILE", help="a state dict (.pth, .safetensors), or default, the library's own")
+    add(
+        "--transform", metavar="SPEC", help="whose preprocessing; without it, the weights' or the model's own"
+    )
+    add("--id", metavar="DIR", help="in-distribution test images")
+    add("--val", metavar="DIR", help="in-distribution validation images")
+    add("--ood-val", metavar="DIR", help="OOD validation images, for a search")
+    add("--train", metavar="DIR", help="training images; methods that learn from them take --val without it")
+    add("--near", metavar="NAME=DIR", nargs="+", action="extend", help="near-OOD sets")
+    add("--far", metavar="NAME=DIR", nargs="+", action="extend", help="far-OOD sets")
+    add(
+        "--labels",
+        metavar="HOW",
+        help="folders: each class of --id in a folder of its own; or a CSV: path, label",
+    )
+    add("--methods", metavar="NAMES", help="separated by commas; all (the default) are this package's")
+    add(
+        "--search",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="search the settings on validation images",
+    )
+    add("--precision", help="of the network's passes: float32, bfloat16, float16 or auto")
+    add("--batch-size", type=int, metavar="N", help="64 without this")
+    add("--workers", type=int, metavar="N", help="processes that read images; 2 without this")
+    add("--device", help="cpu, cuda, …; CUDA where there is any without this")
+    add(
+        "--skip-broken",
+        action="store_true",
+        default=None,
+        help="leave out, count and list images that cannot be read",
+    )
+    add(
+        "--store",
+        metavar="DIR",
+        help="keep the images' activations in this folder; OPENOOD_ADASCALE_STORE without this",
+    )
+    add("--out", metavar="DIR", help="folder for tables and report")
+    add("-q", "--quiet", action="store_true", default=None, help="no progress bars")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run it and print a table of all; 2 where an option or an image cannot be used."""
+    try:
+        chosen = choices(options)
+        # Late, since they import torch.
+        from ..evaluation.own_images import evaluate_folders
+        from ..plugin.process import keep_memory
+
+        keep_memory()
+        results = evaluate_folders(chosen, print)
+        _write(chosen, results)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        complain(f"openood-adascale evaluate: {error}")
+        return 2
+    return 0
+
+
+def choices(options: argparse.Namespace) -> dict[str, Any]:
+    """The options, those of ``--config`` beneath those of the command line.
+
+    Raises:
+        SettingError: one is unknown, missing or no ``NAME=DIR``.
+        OSError: the yml cannot be read.
+    """
+    import yaml
+
+    known = {
+        name: value for name, value in vars(options).items() if name not in ("command", "execute", "config")
+    }
+    chosen: dict[str, Any] = dict.fromkeys(known)
+    if options.config is not None:
+        try:
+            found = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise SettingError("--config", options.config, f"a yml ({error})") from error
+        if not isinstance(found, dict):
+            raise SettingError("--config", options.config, "a yml of options by their names")
+        for key, value in found.items():
+            name = str(key).replace("-", "_")
+            if name not in known:
+                allowed = ", ".join(sorted(known))
+                raise SettingError(f"{options.config}: {key}", value, f"no such option; known are {allowed}")
+            chosen[name] = value
+    chosen.update({name: value for name, value in known.items() if value is not None})
+    for name in ("near", "far"):
+        chosen[name] = _sets(name, chosen[name])
+    for name in ("network", "id", "out"):
+        if not chosen[name]:
+            raise SettingError(f"--{name}", chosen[name], "one: it is needed")
+    return chosen
+
+
+def _sets(name: str, given: Any) -> dict[str, str]:
+    if isinstance(given, dict):
+        return {str(key): str(folder) for key, folder in given.items()}
+    sets: dict[str, str] = {}
+    for word in given or ():
+        key, equals, folder = str(word).partition("=")
+        if not (key and equals and folder) or key in sets:
+            raise SettingError(f"--{name}", word, "NAME=DIR, each name once")
+        sets[key] = folder
+    if not sets:
+        raise SettingError(f"--{name}", given, "at least one NAME=DIR")
+    return sets
+
+
+def _write(chosen: dict[str, Any], results: dict[str, Any]) -> None:
+    import yaml
+
+    from .. import __version__
+    from ..evaluation.tables import save_csv
+    from ..reporting.gather import from_results
+    from ..reporting.report import write
+
+    out = Path(chosen["out"])
+    for name, result in results.items():
+        save_csv(result.table, out / "ood" / f"{name}.csv")
+        if result.search is not None:
+            (out / "search").mkdir(parents=True, exist_ok=True)
+            result.search.to_csv(out / "search" / f"{name}.csv", index=False)
+    was_run = {name: value for name, value in chosen.items() if value is not None}
+    text = yaml.safe_dump(was_run, sort_keys=False, allow_unicode=True)
+    (out / "evaluate.yml").write_text(
+        f"# What openood-adascale {__version__} ran; again by: openood-adascale evaluate --config evaluate.yml\n{text}",
+        encoding="utf-8",
+    )
+    page = write(from_results(results, title=str(chosen["network"])), out / "report")
+    print(f"Tables are in {out / 'ood'}, the report is {page}")

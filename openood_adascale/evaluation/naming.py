@@ -1,0 +1,136 @@
+"""``torchvision:NAME``, ``timm:NAME``, ``package.module:function`` and ``file.py:function``: what they name."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from ..errors import SettingError
+
+
+def library(name: str, spec: str, setting: str = "network") -> Any:
+    """A library that only some specs need.
+
+    Raises:
+        SettingError: it is not installed, or broken.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # one built for another torch fails with what its C code raises
+        allowed = f"an installed {name} (pip install {name}); importing it: {error}"
+        raise SettingError(setting, spec, allowed) from error
+
+
+def torchvision_builder(spec: str) -> Callable[..., nn.Module]:
+    """The function that builds a classifier of torchvision's.
+
+    Raises:
+        SettingError: it has none of that name.
+    """
+    models = library("torchvision", spec).models
+    # The classifiers; detection and so on are in modules of their own.
+    names = models.list_models(module=models)
+    name = spec.partition(":")[2]
+    if name.lower() not in names:
+        raise SettingError("network", spec, f"torchvision:NAME of a classifier{_nearest(name, names)}")
+    builder: Callable[..., nn.Module] = models.get_model_builder(name)
+    return builder
+
+
+def timm_name(spec: str) -> str:
+    """The name of a model of timm's, with the tag of its weights if it has one.
+
+    Raises:
+        SettingError: timm has no such model, or no such weights of it.
+    """
+    timm = library("timm", spec)
+    name = spec.partition(":")[2]
+    model, _, tag = name.partition(".")
+    # Also of others' repositories (hf-hub:) timm would take models, and what lies there may be a pickle.
+    if ":" in name or not timm.is_model(model):
+        raise SettingError("network", spec, f"timm:NAME of a model{_nearest(name, timm.list_models())}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{model}.*")]
+    if tag and tag not in tags:
+        allowed = (
+            f"timm:{model} or with one of the tags {', '.join(tags)}"
+            if tags
+            else f"timm:{model}; it has no tags"
+        )
+        raise SettingError("network", spec, allowed)
+    return name
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name.lower(), list(names), 4, 0.5)
+    return f", such as {', '.join(found)}" if found else ""
+
+
+def own_object(setting: str, spec: str, allowed: str) -> Any:
+    """What ``package.module:name`` or ``file.py:name`` names.
+
+    Raises:
+        SettingError: there is no such thing, or importing it fails.
+    """
+    where, colon, name = spec.rpartition(":")
+    if not (where and colon and name.isidentifier()):
+        raise SettingError(setting, spec, allowed)
+    if where.lower().endswith(".py"):
+        if not os.path.isfile(where):
+            raise SettingError(setting, spec, f"a file that exists; there is no {where!r}")
+        load: Callable[[], ModuleType] = lambda: _module_of_file(Path(where).resolve())  # noqa: E731
+    else:
+        load = lambda: importlib.import_module(where)  # noqa: E731
+    try:
+        module = load()
+    except Exception as error:  # whatever one's own code raises
+        raise SettingError(
+            setting, spec, f"{allowed}; importing {where} raised {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, name):
+        defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise SettingError(setting, spec, f"a function that {where} has{_nearest(name, defined)}")
+    return getattr(module, name)
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """A file imported once. Under its own name where that is free, so that processes that read images find it again;
+    its folder is at the end of ``sys.path``, for those and for what the file itself imports."""
+    name = path.stem
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    importlib.invalidate_caches()
+    if not name.isidentifier() or not _is_of(name, path):
+        name = f"{name}_{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
+    known = sys.modules.get(name)
+    if known is not None:
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _is_of(name: str, path: Path) -> bool:
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # __main__ and the like
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path

@@ -1,0 +1,136 @@
+"""``openood-adascale evaluate`` on folders of small pictures, from networks to tables and report."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from command_line import call
+from PIL import Image
+
+NETWORK = """
+import torch
+from torch import nn
+from torchvision import transforms
+
+CALLS = []
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 16, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.fc = nn.Linear(64, 3)
+
+    def forward(self, images):
+        return self.fc(self.features(images))
+
+def network():
+    torch.manual_seed(0)
+    return Net(), transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor()])
+"""
+
+
+def pictures(folder, count, seed, classes=None, size=40):
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        where = folder / classes[number % len(classes)] if classes else folder
+        where.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
+        pixels[:, :, number % 3] //= 1 + seed
+        Image.fromarray(pixels).save(where / f"picture {number:03}.png")
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    (tmp_path / "net.py").write_text(NETWORK)
+    pictures(tmp_path / "id", 30, 1, ["a", "b", "c"])
+    pictures(tmp_path / "val", 24, 2)
+    for number, name in enumerate(("oodval", "near", "far")):
+        pictures(tmp_path / name, 20, 3 + number)
+    return tmp_path
+
+
+def arguments(folders, *more):
+    return [
+        "evaluate", "--network", folders / "net.py:network", "--id", folders / "id", "--val", folders / "val",
+        "--near", f"n={folders / 'near'}", "--far", f"f={folders / 'far'}", "--out", folders / "out", "--workers", "0",
+        "--quiet", *more,
+    ]  # fmt: skip
+
+
+def test_all_methods_with_a_search(folders):
+    more = ["--ood-val", folders / "oodval", "--labels", "folders", "--store", folders / "store"]
+    done = call(*arguments(folders, *more))
+    assert done.returncode == 0, done.stderr
+    assert "id: 30 images" in done.stdout
+    names = {path.stem for path in (folders / "out/ood").glob("*.csv")}
+    assert names == {"msp", "ebo", "scale", "lts", "bfact", "optfs", "adascale", "adascale_logit"}
+    table = pd.read_csv(folders / "out/ood/adascale.csv", index_col=0)
+    assert list(table.index) == ["n", "nearood", "f", "farood"]
+    assert table.notna().all(axis=None)
+    assert len(pd.read_csv(folders / "out/search/adascale.csv")) == 36
+    assert (folders / "out/report/report.html").stat().st_size > 1000
+    first = table
+    # What was run can be run again, from what was written and what was stored.
+    done = call("evaluate", "--config", folders / "out/evaluate.yml", "--out", folders / "again")
+    assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(pd.read_csv(folders / "again/ood/adascale.csv", index_col=0), first)
+    config = {**yaml.safe_load((folders / "out/evaluate.yml").read_text()), "nonsense": 1}
+    (folders / "mine.yml").write_text(yaml.safe_dump(config))
+    done = call("evaluate", "--config", folders / "mine.yml", check=False)
+    assert (done.returncode, "nonsense" in done.stderr) == (2, True)
+
+
+def test_without_labels_or_ood_validation_images(folders):
+    done = call(*arguments(folders, "--methods", "msp,adascale"))
+    assert done.returncode == 0, done.stderr
+    assert "without a search" in done.stdout
+    table = pd.read_csv(folders / "out/ood/msp.csv", index_col=0)
+    assert table["ACC"].isna().all()
+    assert table["AUROC"].notna().all()
+
+
+def test_broken_images(folders):
+    (folders / "near" / "broken.png").write_bytes(b"no picture")
+    done = call(*arguments(folders, "--methods", "msp"), check=False)
+    assert done.returncode == 2
+    assert "broken.png" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = call(*arguments(folders, "--methods", "msp", "--skip-broken"))
+    assert done.returncode == 0, done.stderr
+    assert "left out" in done.stdout
+    assert "n: 20 images" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--methods", "nonsense"], "--methods"),
+        (["--near", "n"], "--near"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--precision", "int8"], "precision"),
+        (["--network", "torchvision:nonsense"], "nonsense"),
+        (["--network", "timm:resnet18"], "weights"),
+        (["--val", "nowhere"], "nowhere"),
+        (["--search"], "ood_val"),
+    ],
+)
+def test_what_cannot_be_used(folders, more, told):
+    done = call(*arguments(folders, *more), check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_torchvision_with_weights_from_a_file(folders):
+    from torchvision.models import mobilenet_v2
+
+    torch.manual_seed(0)
+    network = mobilenet_v2(num_classes=3)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, folders / "w.pth")
+    more = ["--network", "torchvision:mobilenet_v2", "--weights", folders / "w.pth", "--transform", "size=32"]
+    done = call(*arguments(folders, *more, "--methods", "msp"))
+    assert done.returncode == 0, done.stderr
