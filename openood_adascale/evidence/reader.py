@@ -30,6 +30,9 @@ class Reader:
         self.volatile: frozenset[str] = frozenset()
         """Names of buffers and attributes that running the network changes: counters and the like."""
 
+    def __reduce__(self) -> tuple[Any, ...]:  # another process finds the head by itself
+        return Reader, (self.network,), {"volatile": self.volatile}
+
     @property
     def untouched(self) -> bool:
         """Whether the network is as the last pass left it. What a pass itself changes does not count."""
