@@ -16,8 +16,9 @@ from ..distributed.team import Team, active_team
 from ..distributed.work import Share, Work
 from ..errors import NotFinite, SettingError
 from .batch import image_names, unpack
-from .dataset import batches_of, image_of, is_deterministic, recipe_of
-from .encode import CPU_BATCH, Encoded
+from .batching import CPU_BATCH
+from .dataset import batches_of, image_of, is_deterministic, recipe_of, some_images
+from .encode import Encoded
 from .fingerprint import dataset_digest, full_network_digest
 from .modes import device_of, unwrap
 from .plan import Execution, Perturbation
@@ -149,14 +150,21 @@ def shared_size(size: int, count: int, processes: int, unit: int = 1) -> int:
     return min(size, -(-wanted // unit) * unit)
 
 
-def batch_size(reader: Reader, loader: Any, count: int) -> int:
-    """How many of ``count`` images of a loader are to go through the network at a time: as many as it has in a batch, or
-    what the processes of the group can share evenly."""
-    team = active_team()
+def batch_size(reader: Reader, loader: Any, count: int, asked: Asked) -> int:
+    """How many of ``count`` images of a loader are to go through the network at a time: as many as it has in a batch, as the
+    settings say, or what the processes of the group can share evenly."""
+    team, size = active_team(), asked.execution.batch
+    if size == "auto":
+        gradient = any(p.pixels != "random" for p in asked.perturbations)
+        if gradient not in reader.sizes.pays:
+            reader.encode(some_images(loader.dataset), asked.perturbations, asked.execution, asked.plain)
+        size = reader.sizes.pays[gradient]
+    if not isinstance(size, int):
+        size = int(loader.batch_size or 1)
     # On a CPU, parts of a batch go through the network, and stay what they are.
     on_cpu = device_of(unwrap(reader.network)).type == "cpu"
-    unit = CPU_BATCH * torch.get_num_threads() if on_cpu else 1
-    return shared_size(int(loader.batch_size or 1), count, 1 if team is None else team.size, unit)
+    unit = CPU_BATCH * torch.get_num_threads() if on_cpu and asked.execution.batch == "loader" else 1
+    return shared_size(size, count, 1 if team is None else team.size, unit)
 
 
 def balanced(batches: list[list[int]], processes: int) -> list[list[int]]:

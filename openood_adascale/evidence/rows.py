@@ -119,13 +119,14 @@ class Rows:
     ) -> Iterator[tuple[int, dict[str, Shard]]]:
         """The parts of each of these shards, from the network."""
         indices = [index for number in numbers for index in self._rows_of(number)]
-        size = batch_size(self._reader, self._loader, len(indices))
+        asked = Asked(perturbations, self._execution, plain)
+        size = batch_size(self._reader, self._loader, len(indices), asked)
         batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         work = Pass(
             self._reader,
             self._loader,
             batches,
-            Asked(perturbations, self._execution, plain),
+            asked,
             Keeping(self._store.dtype, plain),
             network_digest=self._digest,
         )
