@@ -34,10 +34,8 @@ class Detector(ABC, Generic[S, T]):
     """A post-hoc OOD detector on top of a trained classifier. This kind learns nothing.
 
     A subclass says what its settings ask of an image (``Settings.plan``) and how it judges (:meth:`judge`), by
-    arithmetic on :class:`~openood_adascale.evidence.evidence.Evidence`.
-
-    The network is left as it was found: mode, ``requires_grad``, ``.grad``, device and hooks. It is run in eval
-    mode, on its own device and in its own dtype.
+    arithmetic on :class:`~openood_adascale.evidence.evidence.Evidence`. The network is left as it was found: mode,
+    ``requires_grad``, ``.grad``, device and hooks. It is run in eval mode, on its own device and in its own dtype.
 
     Args:
         network: returns (B, C) logits and ends in a linear layer. Known by OpenOOD, torchvision, timm or own.
@@ -135,8 +133,8 @@ class Detector(ABC, Generic[S, T]):
         self, loader: Iterable[Any], progress: bool | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N,) predicted classes, scores and labels (−1 where unknown) of all of a loader's images, in its order."""
-        parts = zip(*self.predict_batches(loader, progress), strict=True)
-        preds, scores, labels = map(np.concatenate, parts)
+        columns = zip(*self.predict_batches(loader, progress), strict=True)
+        preds, scores, labels = map(np.concatenate, columns)
         return preds, scores, labels
 
     def predict_batches(
