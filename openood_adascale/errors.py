@@ -56,6 +56,10 @@ class StoreError(ValueError):
     """A store of activations that cannot be used, or has no room; the message says which and what to do."""
 
 
+class Changed(StoreError):
+    """A network or images that were changed while they were read; nothing of that pass is kept."""
+
+
 class DetectorFileError(ValueError):
     """A detector's file that cannot be read or written, or is of something else; the message says which and what is
     expected."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import weakref
 from pathlib import Path
@@ -26,7 +27,8 @@ def write_yml(folder: Path, name: str, packaged: Path, **changes) -> Path:
     return path
 
 
-IMAGES: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
+# On a logger, since what a network's own code names is part of what the network is.
+logging.getLogger("networks").images = weakref.WeakKeyDictionary()
 
 
 class SmallNet(torch.nn.Module):
@@ -43,12 +45,12 @@ class SmallNet(torch.nn.Module):
 
     @property
     def images(self) -> int:
-        """How many it was given; kept elsewhere, since what a network itself keeps is part of what it is."""
-        return IMAGES.get(self, 0)
+        """How many it was given."""
+        return logging.getLogger("networks").images.get(self, 0)
 
     @images.setter
     def images(self, count: int) -> None:
-        IMAGES[self] = count
+        logging.getLogger("networks").images[self] = count
 
     def forward(self, images, return_feature=False):
         self.images += len(images)

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..evidence.collect import batches, collect
 from ..evidence.evidence import Evidence
+from ..evidence.head import is_weight_of
 from ..evidence.modes import evaluating
 from ..evidence.plan import Plan
 from ..evidence.reader import Reader
@@ -267,7 +267,7 @@ class Detector(ABC, Generic[S, T]):
         """Raise unless ``evidence`` can be of the present network: its head is among the network's weights."""
         head = evidence.head.weight
         with evaluating(self.network):  # its mode can change its weights
-            own = any(_is_head(parameter, head) for parameter in self.network.parameters())
+            own = any(is_weight_of(parameter, head) for parameter in self.network.parameters())
         if not own:
             raise ValueError(
                 f"evidence: its head W ({head.shape[0]} x {head.shape[1]}) is none of the weights of "
@@ -293,9 +293,3 @@ class Detector(ABC, Generic[S, T]):
     def _read(self, images: Tensor) -> Evidence:
         self.require_fit()
         return self.reader.read(images, self.settings.plan(), self.settings.execution)
-
-
-def _is_head(parameter: Tensor, head: Tensor) -> bool:
-    weight = parameter.detach()
-    same_size = weight.shape[:1] == head.shape[:1] and weight.numel() == head.numel()
-    return same_size and torch.allclose(weight.flatten(1).to(head), head, rtol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,16 @@ def _be_deterministic(told: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(told[0], warn_only=told[1])
 
 
+# torch's newer names of what float32_matmul_precision and allow_tf32 say; both say the same of one process.
+_NEWER = {
+    "fp32": torch.backends,
+    "cuda.matmul": torch.backends.cuda.matmul,
+    **{
+        f"{backend}.{part}": getattr(getattr(torch.backends, backend), part, None)
+        for backend in ("cudnn", "mkldnn")
+        for part in ("conv", "rnn", "matmul")
+    },
+}
 _SETTINGS: dict[str, Setting] = {
     "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "float32_matmul_precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
@@ -32,6 +43,11 @@ _SETTINGS: dict[str, Setting] = {
     **{
         f"cudnn.{name}": _of(torch.backends.cudnn, name)
         for name in ("allow_tf32", "benchmark", "deterministic", "enabled")
+    },
+    **{
+        f"{name}.fp32_precision": _of(part, "fp32_precision")
+        for name, part in _NEWER.items()
+        if hasattr(part, "fp32_precision")
     },
 }
 
@@ -44,7 +60,7 @@ def arithmetic() -> dict[str, Any]:
 def _asked(get: Callable[[], Any]) -> Any:
     try:
         return get()
-    except RuntimeError:  # of settings made by torch's older and newer names together
+    except (RuntimeError, AttributeError):  # of settings made by torch's older and newer names together
         return None
 
 
@@ -53,4 +69,5 @@ def take_over(settings: dict[str, Any]) -> None:
     for name, told in settings.items():
         get, put = _SETTINGS[name]
         if _asked(get) != told:
-            put(told)
+            with suppress(RuntimeError):  # it was set by its other name already
+                put(told)

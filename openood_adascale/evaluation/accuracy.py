@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..evidence.batch import unpack, watched
-from ..evidence.classifier import logits_of
 from ..evidence.encode import prepare
+from ..evidence.head import logits_of
 from ..evidence.modes import frozen
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .. import equations
 from ..errors import HeadMismatch
 from .batching import Sizes
-from .head import Head, Output
+from .dataset import global_random_state, undisturbed
+from .head import Head, Output, head_of, logits_of, statistics_input
 from .modes import batch_dependent, frozen, unwrap
 
 
@@ -46,19 +47,35 @@ class Classifier:
         """Whether the network takes images in channels-last memory, as far as is known."""
         self.sizes = Sizes()
         images = images[:2].contiguous()
-        with frozen(self.network), torch.no_grad():
+        with undisturbed(), frozen(self.network), torch.no_grad():
+            before = global_random_state()
             self._layer, self._call, logits, activation = self._find_head(images.clone())
             self._returns_feature = self._try_return_feature(images.clone(), logits, activation)
-            together = batch_dependent(self.network)
-        self.keeps_batches_whole = bool(together)
-        """Whether batches must not be cut: what the network says of an image depends on the others."""
-        if together:
-            warnings.warn(
-                f"network: {together[0]!r} normalises by the statistics of the batch even in eval mode, so that scores "
-                "depend on which images the loader puts together; batches are kept as they come",
-                UserWarning,
-                stacklevel=3,
+            draws = global_random_state() != before
+            again, alone = (
+                logits_of(self.network, self.network(some.clone())) for some in (images, images[:1])
             )
+            together = batch_dependent(self.network)
+        self.stochastic = draws or not _same_numbers(again, logits)
+        """Whether the network says something else of an image each time."""
+        apart = self.stochastic or _same_numbers(alone, logits[:1])
+        self.keeps_batches_whole = bool(together) or not apart
+        """Whether batches must not be cut: what the network says of an image depends on the others."""
+        if self.keeps_batches_whole:
+            who = f"{together[0]!r} normalises" if together else f"{type(self.network).__name__} reckons"
+            self._warn(
+                f"{who} by the statistics of the batch even in eval mode, so that scores depend on which images the loader "
+                "puts together; batches are kept as they come"
+            )
+        if self.stochastic:
+            self._warn(
+                f"{type(self.network).__name__} gives other numbers each time, even in eval mode (dropout that stays on?); "
+                "scores do so, too, and nothing is kept"
+            )
+
+    @staticmethod
+    def _warn(what: str) -> None:
+        warnings.warn(f"network: {what}", UserWarning, stacklevel=5)
 
     def _find_head(self, images: Tensor) -> tuple[nn.Module, int, Tensor, Tensor]:
         calls: list[tuple[nn.Module, Tensor, Tensor]] = []
@@ -224,35 +241,6 @@ class Classifier:
         return Output(logits, activation, head_input, head_output.dtype)
 
 
-def head_of(layer: Any) -> Head:
-    """A linear layer's weight and bias as they are now, detached, in float32 at least."""
-    weight = statistics_input(layer.weight.detach().flatten(1))
-    bias = layer.bias
-    return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight.dtype))
-
-
-def logits_of(network: nn.Module, output: Any) -> Tensor:
-    """The (B, C) logits in what ``network`` returned: a tensor, or an object that has them as ``logits``.
-
-    Raises:
-        TypeError: neither.
-    """
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        what = (
-            f"a tensor of shape {tuple(logits.shape)}"
-            if isinstance(logits, Tensor)
-            else type(output).__name__
-        )
-        raise TypeError(f"network: {type(network).__name__} returns {what}; expected (B, C) logits")
-    return logits
-
-
-def statistics_input(values: Tensor) -> Tensor:
-    """``values`` in float32 at least."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 def _same_tensor(one: Tensor, other: Tensor) -> bool:
     return (
         one is other
@@ -288,6 +276,13 @@ def _given(inputs: tuple[Any, ...], rest: tuple[Any, ...]) -> tuple[Any, Any]:
     """
     *keywords, output = rest
     return inputs[0] if inputs else (keywords[0].get("input") if keywords else None), output
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether logits are the same but for rounding, which differs with the number of images."""
+    size = float(other.abs().nan_to_num().max()) if other.numel() else 0.0
+    rounding = 1e-3 if other.dtype in (torch.float32, torch.float64) else 5e-2
+    return torch.allclose(one, other, rtol=rounding, atol=rounding * size, equal_nan=True)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

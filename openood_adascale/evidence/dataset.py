@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import data
 
 from .batch import unpack
+from .description import described
 
 PROBED = 8
 """Images that are read twice, to see whether reading them is deterministic."""
@@ -51,6 +52,7 @@ def is_deterministic(dataset: Any, first: Any) -> bool:
     """
     count = len(dataset)
     chosen = sorted({int(place) for place in np.linspace(0, count - 1, min(count, PROBED))})
+    content = _content(dataset)
     with undisturbed():
         for index in chosen:
             torch.manual_seed(index)
@@ -66,7 +68,14 @@ def is_deterministic(dataset: Any, first: Any) -> bool:
                 other: Tensor = first(dataset[index])
                 if one.shape != other.shape or not torch.equal(one, other):
                     return False
-    return True
+    return _content(dataset) == content  # a generator of its own would be another now
+
+
+def _content(dataset: Any) -> str | None:
+    try:
+        return described(vars(dataset))
+    except Exception:
+        return None
 
 
 def global_random_state() -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..errors import StoreError
 from .store import SHARD, Entry, Shard, Store
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "openood_adascale_store.json"
 
 
@@ -65,7 +65,7 @@ class DiskStore(Store):
             raise StoreError(
                 f"store: {self.folder} needs {readable(size)} more for these images, and its disk has "
                 f"{readable(free)} free; make room (openood-adascale store clear), keep them in half the size "
-                "(OPENOOD_ADASCALE_STORE_DTYPE=bfloat16), or run without a store"
+                "(OPENOOD_ADASCALE_STORE_DTYPE=float16), or run without a store"
             )
 
 
@@ -81,7 +81,8 @@ class DiskEntry(Entry):
             found = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
+        known = isinstance(found, dict) and isinstance(found.get("head"), str)
+        return found if known and all(type(found.get(name)) is int for name in ("D", "N")) else None
 
     def begin(self, about: Mapping[str, Any]) -> None:
         _write(self.folder / "about.json", json.dumps(dict(about), indent=1).encode())
@@ -92,7 +93,7 @@ class DiskEntry(Entry):
             state = os.stat(path)
         except OSError:
             return False
-        return _whole(str(path), state.st_size, state.st_mtime_ns, rows)
+        return _whole(str(path), self._place(part, number), state.st_size, state.st_mtime_ns, rows)
 
     def read(self, part: str, number: int) -> Shard:
         path = self._path(part, number)
@@ -104,7 +105,15 @@ class DiskEntry(Entry):
 
     def write(self, part: str, number: int, shard: Shard) -> None:
         tensors = {name: tensor.contiguous() for name, tensor in shard.items()}
-        _write(self._path(part, number), save(tensors, {"digest": _digest(tensors)}))
+        _write(
+            self._path(part, number), save(tensors, {"digest": _digest(tensors, self._place(part, number))})
+        )
+
+    def drop(self, part: str, number: int) -> None:
+        self._path(part, number).unlink(missing_ok=True)
+
+    def _place(self, part: str, number: int) -> str:
+        return f"{self.folder.name} {part} {number}"
 
     def sweep(self) -> None:
         """Remove what runs that were killed on this machine left half-written."""
@@ -126,9 +135,18 @@ class DiskEntry(Entry):
         return {part: shards * SHARD for part, shards in counted.items()}
 
     def remove(self) -> None:
-        """Remove it, but nothing that others may have put there."""
-        for path in self._files():
-            path.unlink(missing_ok=True)
+        """Remove it, but nothing that others may have put there.
+
+        Raises:
+            StoreError: a file cannot be removed.
+        """
+        try:
+            for path in self._files():
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"store: {error.filename} cannot be removed: {error.strerror or error}"
+            ) from error
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
@@ -172,7 +190,12 @@ def _open(folder: Path, make: bool) -> None:
     if not marker.exists():
         if folder.exists() and not folder.is_dir():
             raise StoreError(f"store: {folder} is not a folder; {allowed}")
-        if not make or (folder.exists() and any(MARKER not in path.name for path in folder.iterdir())):
+        others = (
+            any(MARKER not in path.name and path.name != "lost+found" for path in folder.iterdir())
+            if folder.exists()
+            else False
+        )
+        if not make or others:
             if not marker.exists():  # another process has just made it one
                 what = "is no store and not empty" if folder.exists() else "is not there"
                 raise StoreError(f"store: {folder} {what}; {allowed}")
@@ -200,13 +223,14 @@ def _write(path: Path, content: bytes) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(
-            f"store: {path} cannot be written: {error.strerror or error}. What was written before is kept, and a "
+            f"store: {path} cannot be written: {error.strerror or error}. Shards that were written before are kept, and a "
             "rerun goes on from there"
         ) from error
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(tensors: Mapping[str, Tensor], place: str) -> str:
+    """Of a shard's content and of where it belongs."""
+    digest = hashlib.blake2b(place.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -215,13 +239,13 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 @lru_cache(maxsize=65536)
-def _whole(path: str, size: int, changed: int, rows: int) -> bool:
+def _whole(path: str, place: str, size: int, changed: int, rows: int) -> bool:
     """Whether a file holds what was written; looked at once as long as it does not change."""
     try:
         with safe_open(path, "pt") as file:
             said = (file.metadata() or {}).get("digest")
         tensors = _mapped(path, size, changed)
-        return said == _digest(tensors) and all(len(tensor) == rows for tensor in tensors.values())
+        return said == _digest(tensors, place) and all(len(tensor) == rows for tensor in tensors.values())
     except (OSError, SafetensorError, ValueError, RuntimeError):
         return False
 

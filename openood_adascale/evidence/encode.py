@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .. import equations
 from ..errors import HeadMismatch, NotFinite
 from .batching import in_parts
-from .classifier import Classifier, statistics_input
-from .head import Head, Output
+from .classifier import Classifier
+from .head import Head, Output, statistics_input
 from .modes import frozen
 from .plan import Execution, Perturbation
 

@@ -7,21 +7,22 @@ import hashlib
 import os
 import re
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import data
 
-from .description import Unknown, code_of, described, qualified
+from .description import Unknown, described, qualified
 from .modes import evaluating, unwrap
 
 
 def network_digest(network: nn.Module, without: Collection[str] = ()) -> str:
     """A digest of a network's layers, their code and attributes, hooks, weights and buffers, the same on every device
-    and in every process. Of the code it is the layers' own functions that count, not what they call; torch's,
-    torchvision's and timm's do not count.
+    and in every process. Of code, whatever it names counts, too, see :mod:`~.description`; of torch's, torchvision's,
+    timm's and other installed libraries' layers their names and what others have put into them.
 
     Args:
         network: compiled or wrapped, it is the one inside that counts; in eval mode, where that differs.
@@ -31,7 +32,7 @@ def network_digest(network: nn.Module, without: Collection[str] = ()) -> str:
 
 
 def full_network_digest(network: nn.Module) -> str | None:
-    """:func:`network_digest`; None where a layer has an attribute, or a hook, whose content cannot be told."""
+    """:func:`network_digest`; None where there is code, an attribute or a hook whose content cannot be told."""
     digest, told = _digested(network, ())
     return digest if told else None
 
@@ -42,29 +43,46 @@ def _digested(network: nn.Module, without: Collection[str]) -> tuple[str, bool]:
     network = getattr(network, "_orig_mod", network)  # torch.compile's
     told = True
     with evaluating(network):
-        for code in sorted({code_of(type(module)) for module in network.modules()}):
-            digest.update(code.encode())
-        for name, module in network.named_modules():
+        for kind in dict.fromkeys(type(module) for module in network.modules()):
+            text = _described_or_none(kind)
+            told = told and text is not None
+            digest.update((text or qualified(kind)).encode())
+        for name, module in network.named_modules(remove_duplicate=False):
             extra = re.sub(r" at 0x\w+", "", module.extra_repr())
-            digest.update(f"{name} {qualified(type(module))} {extra}\n".encode())
-        for name, text in attributes(network).items():
+            digest.update(f"{name} {type(module).__qualname__} {extra}\n".encode())
+        for name, text in {**attributes(network), **_global_hooks()}.items():
             if name not in without:
                 told = told and text is not None
                 digest.update(f"{name} {text}\n".encode())
-        for name, value in network.state_dict().items():
+        first: dict[int, str] = {}
+        for name, value in _tensors(network):
             if name in without:
                 continue
             if not isinstance(value, Tensor):
                 digest.update(f"{name} {_described_or_kind(value)}".encode())
                 continue
             digest.update(f"{name} {value.dtype} {tuple(value.shape)} {value.layout}".encode())
+            if (same := first.setdefault(id(value), name)) != name:
+                digest.update(f"as {same}".encode())
+                continue
             with contextlib.suppress(RuntimeError, NotImplementedError):  # meta, nested: by their shape alone
                 for part in _dense_parts(value.detach()):
                     digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest(), told
 
 
+def _tensors(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """All of a network's weights and buffers, under every name that they have, and what else is in its state dict: weights
+    of quantised layers, extra states."""
+    found: dict[str, Any] = dict(network.named_parameters(remove_duplicate=False))
+    found.update(network.named_buffers(remove_duplicate=False))
+    # One of its own may leave things out.
+    found.update({name: value for name, value in network.state_dict().items() if name not in found})
+    yield from found.items()
+
+
 _TORCHS_OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def attributes(network: nn.Module) -> dict[str, str | None]:
@@ -73,23 +91,34 @@ def attributes(network: nn.Module) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for path, module in network.named_modules():
         own = {name: value for name, value in vars(module).items() if name not in _TORCHS_OWN}
-        hooks = [hook for hooks in _hooks(module) for hook in hooks.values()]
-        own.update({f"hook {number}": hook for number, hook in enumerate(hooks)})
+        for number, (kind, hook) in enumerate(_hooks(module)):
+            own[f"{kind} {number}"] = hook
         for name, value in own.items():
-            try:
-                found[f"{path}.{name}".strip(".")] = described(value)
-            except Exception:
-                found[f"{path}.{name}".strip(".")] = None
-    # Buffers that are in no state dict.
-    kept = network.state_dict().keys()
-    for name, buffer in network.named_buffers():
-        if name not in kept:
-            found[name] = _described_or_kind(buffer)
+            found[f"{path}.{name}".strip(".")] = _described_or_none(value)
     return found
 
 
-def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
-    return module._forward_pre_hooks, module._forward_hooks
+def _hooks(module: nn.Module) -> list[tuple[str, Any]]:
+    return [(kind, hook) for kind in _HOOKS for hook in (getattr(module, kind, None) or {}).values()]
+
+
+def _global_hooks() -> dict[str, str | None]:
+    """Hooks that torch calls for every layer of every network."""
+    kinds = [
+        name for name in vars(nn.modules.module) if name.startswith("_global_") and name.endswith("_hooks")
+    ]
+    return {
+        f"{kind} {number}": _described_or_none(hook)
+        for kind in kinds
+        for number, hook in enumerate(getattr(nn.modules.module, kind).values())
+    }
+
+
+def _described_or_none(value: Any) -> str | None:
+    try:
+        return described(value)
+    except Exception:
+        return None
 
 
 def _described_or_kind(value: Any) -> str:
@@ -148,7 +177,7 @@ class Glance:
             ]
             if self._without:
                 simple = [pair for pair in simple if f"{path}.{pair[0]}".strip(".") not in self._without]
-            yield module, (*simple, *(number for hooks in _hooks(module) for number in hooks))
+            yield module, (*simple, *(id(hook) for _, hook in _hooks(module)))
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in tensors.items():
                     if tensor is None or (self._without and f"{path}.{name}".strip(".") in self._without):
@@ -186,8 +215,8 @@ def dataset_digest(loader: Any) -> str | None:
 
     def parts() -> list[Any]:
         collate, dataset = _loader_parts(loader)[-1], _dataset_parts(loader.dataset)
-        if collate is not data.default_collate:
-            raise Unknown
+        if collate is not data.default_collate or loader.worker_init_fn is not None:
+            raise Unknown  # which may change the images
         return dataset
 
     return _digest_of(parts)
@@ -205,27 +234,29 @@ def _loader_parts(loader: Any) -> list[Any]:
     # A subclass, or a sampler of the user's, may yield anything.
     if type(loader) is not data.DataLoader or type(loader.batch_sampler) is not data.BatchSampler:
         raise Unknown
-    sampler: Any = loader.sampler
-    everything = type(sampler) is data.SequentialSampler or (
-        type(sampler) is data.RandomSampler
-        and not sampler.replacement
-        and sampler.num_samples == len(sampler.data_source)
-        and not loader.drop_last
-    )
-    if not everything:
+    batches: Any = loader.batch_sampler
+    sampler = batches.sampler
+    drawn = type(sampler) is data.RandomSampler and not sampler.replacement and not batches.drop_last
+    dataset: Any = loader.dataset
+    count = len(dataset)
+    if not (drawn or type(sampler) is data.SequentialSampler) or len(sampler) != count:
         raise Unknown
-    dropped = len(sampler) % (loader.batch_size or 1) if loader.drop_last else 0
-    return [_dataset_parts(loader.dataset), dropped, loader.collate_fn]
+    if len(sampler.data_source) != count:  # of numbers that are another data set's
+        raise Unknown
+    dropped = count % batches.batch_size if batches.drop_last else 0
+    return [_dataset_parts(dataset), dropped, loader.collate_fn]
 
 
 def _dataset_parts(dataset: Any) -> list[Any]:
     kind = qualified(type(dataset))
+    if kind == "openood_adascale.plugin.own_images.OwnImages":  # a room above this one
+        return _dataset_parts(dataset.files)
     if type(dataset) is data.TensorDataset:
-        return [kind, dataset.tensors]
+        return [type(dataset), dataset.tensors]
     if type(dataset) is data.Subset:
-        return [kind, _dataset_parts(dataset.dataset), list(dataset.indices)]
+        return [type(dataset), _dataset_parts(dataset.dataset), list(dataset.indices)]
     if type(dataset) is data.ConcatDataset:
-        return [kind, *map(_dataset_parts, dataset.datasets)]
+        return [type(dataset), *map(_dataset_parts, dataset.datasets)]
     if kind == "openood.datasets.imglist_dataset.ImglistDataset":
         names = [line.split(" ", 1)[0].strip() for line in dataset.imglist[: len(dataset)]]
         paths = (os.path.join(dataset.data_dir, name) for name in names)
@@ -238,9 +269,16 @@ def _dataset_parts(dataset: Any) -> list[Any]:
         paths = iter(dataset.paths)
     else:
         raise Unknown
-    return [kind, vars(dataset), [_file_state(path) for path in paths]]
+    return [type(dataset), vars(dataset), os.getcwd() if _relative(dataset) else "", _file_states(paths)]
 
 
-def _file_state(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+def _relative(dataset: Any) -> bool:
+    """Whether a data set's paths begin where the process is."""
+    first = getattr(dataset, "data_dir", "") or next(iter(getattr(dataset, "paths", ())), "")
+    return not os.path.isabs(first or getattr(dataset, "root", ""))
+
+
+def _file_states(paths: Iterable[str]) -> np.ndarray:
+    """(N, 3) int64: size, time of change, and time of the last change of anything, which nobody can set back."""
+    states = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in map(os.stat, paths)]
+    return np.array(states, dtype=np.int64).reshape(-1, 3)

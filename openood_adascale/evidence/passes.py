@@ -193,6 +193,8 @@ def _not_shared(reader: Reader, loader: Any) -> str:
         why = "its images are random: reading one twice gives two"
     if not why and reader.volatile:
         why = f"the network changes when it is run ({', '.join(sorted(reader.volatile))})"
+    if not why and reader.stochastic:
+        why = "the network says something else of an image each time"
     return why
 
 

@@ -41,6 +41,11 @@ class Reader:
         """Whether the network is as the last pass left it. What a pass itself changes does not count."""
         return self._glance is not None and self._glance.still_holds(unwrap(self.network))
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether the network is known to say something else of an image each time."""
+        return self._classifier is not None and self._classifier.stochastic
+
     def digest(self) -> str:
         """The network's digest, without what running it changes."""
         return network_digest(self.network, self.volatile)
@@ -50,7 +55,7 @@ class Reader:
         of an image can depend on the others of its batch or on earlier passes. Errors are those of
         :class:`~.classifier.Classifier`."""
         classifier = self._classifier_for(images)
-        if classifier.keeps_batches_whole or self.volatile:
+        if classifier.keeps_batches_whole or classifier.stochastic or self.volatile:
             return None
         classes, size = classifier.head.weight.shape
         return {"head": classifier.layer_name, "D": size, "C": classes}

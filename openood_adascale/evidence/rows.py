@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.utils import data
 from tqdm.auto import tqdm
 
-from ..errors import StoreError
+from ..errors import Changed, StoreError
 from .batch import hidden
-from .classifier import head_of
 from .dataset import batches_of, image_of, in_words, is_deterministic, some_images
 from .disk import DiskEntry
 from .encode import Encoded
 from .fingerprint import dataset_digest, full_network_digest
-from .head import Head
+from .head import Head, head_of
 from .modes import device_of, evaluating, unwrap
 from .passes import Asked, Pass, batch_size, done
 from .plan import Execution, Perturbation
@@ -36,9 +35,15 @@ class Rows:
     """A data set's images in an entry of a store. See :func:`rows_of`."""
 
     def __init__(
-        self, store: Store, entry: Entry, reader: Reader, loader: Any, execution: Execution, digest: str
+        self,
+        store: Store,
+        entry: Entry,
+        reader: Reader,
+        loader: Any,
+        execution: Execution,
+        of: tuple[str, str],
     ) -> None:
-        self._store, self._entry, self._reader, self._digest = store, entry, reader, digest
+        self._store, self._entry, self._reader, self._of = store, entry, reader, of
         self._loader, self._execution = loader, execution
         self.count = len(loader.dataset)
         """N."""
@@ -87,6 +92,7 @@ class Rows:
 
         Raises:
             StoreError: there is no room for it.
+            Changed: network or images are not what they were when these rows were looked for, or became others meanwhile.
             NotFinite: NaN or infinity; names the images by their place in the data set and, where it tells it, file.
         """
         parts = {PLAIN: None, **{part_name(p): p for p in perturbations}}
@@ -97,11 +103,13 @@ class Rows:
                 lacking[number] = lacks
         if not lacking:
             return
+        self._require_unchanged()
         width = self._about()["D"] * (4 if self._store.dtype == "float32" else 2)
         self._store.require(sum(len(self._rows_of(n)) * width * len(lacks) for n, lacks in lacking.items()))
         if isinstance(self._entry, DiskEntry):
             self._entry.sweep()
         total = sum(len(self._rows_of(number)) for number in lacking)
+        written: list[tuple[str, int]] = []
         with tqdm(total=total, desc=description, unit="image", disable=hidden(progress)) as bar:
             for lacks in dict.fromkeys(lacking.values()):
                 numbers = [number for number, others in lacking.items() if others == lacks]
@@ -109,6 +117,21 @@ class Rows:
                 for number, shard in self._shards(numbers, wanted, PLAIN in lacks, bar.update):
                     for part in lacks:
                         self._entry.write(part, number, shard.pop(part))
+                        written.append((part, number))
+        try:
+            self._require_unchanged()
+        except Changed:
+            for part, number in written:
+                self._entry.drop(part, number)
+            raise
+
+    def _require_unchanged(self) -> None:
+        now = full_network_digest(self._reader.network), dataset_digest(self._loader)
+        what = ["the network"] * (now[0] != self._of[0]) + ["the images"] * (now[1] != self._of[1])
+        if what:
+            raise Changed(
+                f"store: {' and '.join(what)} changed while images were to be read; nothing of that is kept. Run again"
+            )
 
     def _shards(
         self,
@@ -128,7 +151,7 @@ class Rows:
             batches,
             asked,
             Keeping(self._store.dtype, plain),
-            network_digest=self._digest,
+            network_digest=self._of[0],
         )
         waiting: list[dict[str, Shard]] = []
         left = iter(numbers)
@@ -251,7 +274,7 @@ def rows_of(
     about = entry.about or {}
     if not store.takes(len(dataset) * int(about.get("D", 0)) * 4 * parts):
         return None
-    return Rows(store, entry, reader, loader, execution, network)
+    return Rows(store, entry, reader, loader, execution, (network, images))
 
 
 def _layer(network: nn.Module, name: str) -> nn.Module:

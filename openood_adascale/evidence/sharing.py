@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 import torch
 
+from ..distributed.arithmetic import arithmetic
 from ..errors import StoreError
 from .disk import FORMAT, DiskStore
 from .encode import fastest_precision
@@ -84,7 +85,7 @@ def _store_of(named: str | os.PathLike[str] | bool | None) -> Store | None:
     if named is None or named is True:
         _memory = _memory or MemoryStore()
         return _memory
-    if not isinstance(named, str | os.PathLike):
+    if not isinstance(named, str | os.PathLike) or not os.fspath(named):
         raise StoreError(f"store: {named!r} is not allowed; expected a folder, a Store, or False for none")
     return DiskStore(named, os.environ.get(DTYPE_VARIABLE, "").strip() or "float32")
 
@@ -110,7 +111,7 @@ def entry_key(
         "memory_format": execution.memory_format,
         "kept_in": dtype,
         "device": device.type,
-        "arithmetic": f"{torch.get_float32_matmul_precision()} {torch.backends.cudnn.allow_tf32}",
+        "arithmetic": repr(sorted(arithmetic().items(), key=str)),
         **{name: _version(name) for name in ("torch", "torchvision", "PIL", "cv2", "numpy")},
     }
     text = "\n".join(f"{name}={value}" for name, value in parts.items())

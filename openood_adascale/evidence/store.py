@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from ..errors import StoreError
 
+MOST = 2 * 2**30
+"""Bytes that are kept in memory, at most, where nobody says otherwise."""
 SHARD = 1024
 """Images in a shard; the last one of an entry has fewer."""
 DTYPES = ("float32", "float16", "bfloat16")
@@ -43,6 +47,10 @@ class Entry(ABC):
     @abstractmethod
     def write(self, part: str, number: int, shard: Shard) -> None:
         """Put a shard in its place."""
+
+    @abstractmethod
+    def drop(self, part: str, number: int) -> None:
+        """Take a shard away, if it is there."""
 
 
 class Store(ABC):
@@ -92,21 +100,20 @@ class MemoryStore(Store):
     """In this process's memory; what was not used for longest gives way.
 
     Args:
-        limit: bytes; None takes a quarter of the machine's memory.
+        limit: bytes; None takes a quarter of the memory that the process may use, and :data:`MOST` at most.
         dtype: see :class:`Store`.
     """
 
     def __init__(self, limit: int | None = None, dtype: str = "float32") -> None:
         super().__init__(dtype)
-        self._entries: OrderedDict[str, _MemoryEntry] = OrderedDict()
+        self._entries: dict[str, _MemoryEntry] = {}
+        self._parts: OrderedDict[tuple[_MemoryEntry, str], None] = OrderedDict()  # the latest last
         self._lock = threading.RLock()
-        self.limit = _memory() // 4 if limit is None else limit
+        self.limit = min(_memory() // 4, MOST) if limit is None else limit
 
     def entry(self, key: str) -> Entry:
         with self._lock:
-            entry = self._entries.setdefault(key, _MemoryEntry(self))
-            self._entries.move_to_end(key)
-            return entry
+            return self._entries.setdefault(key, _MemoryEntry(self))
 
     def takes(self, size: int) -> bool:
         return size <= self.limit
@@ -117,21 +124,23 @@ class MemoryStore(Store):
     @property
     def size(self) -> int:
         """Bytes in use."""
-        return sum(entry.size for entry in list(self._entries.values()))
+        with self._lock:
+            return sum(entry.sizes[part] for entry, part in self._parts)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._entries.clear()
+            self._parts.clear()
 
-    def make_room(self, spared: _MemoryEntry) -> None:
-        """Have entries other than ``spared`` give way until the limit is kept."""
+    def used(self, entry: _MemoryEntry, part: str) -> None:
+        """Note that a part of an entry was used, and have others give way until the limit is kept."""
         with self._lock:
-            for key, entry in list(self._entries.items()):
-                if self.size <= self.limit:
-                    return
-                if entry is not spared:
-                    del self._entries[key]
+            self._parts[entry, part] = None
+            self._parts.move_to_end((entry, part))
+            while len(self._parts) > 1 and self.size > self.limit:
+                (oldest, name), _ = self._parts.popitem(last=False)
+                oldest.forget(name)
 
 
 class _MemoryEntry(Entry):
@@ -139,7 +148,8 @@ class _MemoryEntry(Entry):
         self._store = store
         self._about: dict[str, Any] | None = None
         self._shards: dict[tuple[str, int], Shard] = {}
-        self.size = 0
+        self.sizes: dict[str, int] = defaultdict(int)
+        """Bytes of each part."""
 
     @property
     def about(self) -> dict[str, Any] | None:
@@ -149,19 +159,48 @@ class _MemoryEntry(Entry):
         self._about = dict(about)
 
     def has(self, part: str, number: int, rows: int) -> bool:
-        return (part, number) in self._shards
+        found = (part, number) in self._shards
+        if found:
+            self._store.used(self, part)
+        return found
 
     def read(self, part: str, number: int) -> Shard:
-        return self._shards[part, number]
+        try:
+            return self._shards[part, number]
+        except KeyError:
+            raise StoreError(
+                "store: activations in memory gave way to others while they were in use; keep them on disk "
+                "(OPENOOD_ADASCALE_STORE=DIR)"
+            ) from None
 
     def write(self, part: str, number: int, shard: Shard) -> None:
+        self.drop(part, number)
         self._shards[part, number] = {name: tensor.clone() for name, tensor in shard.items()}
-        self.size += sum(tensor.nbytes for tensor in shard.values())
-        self._store.make_room(self)
+        self.sizes[part] += _bytes(shard)
+        self._store.used(self, part)
+
+    def drop(self, part: str, number: int) -> None:
+        if (shard := self._shards.pop((part, number), None)) is not None:
+            self.sizes[part] -= _bytes(shard)
+
+    def forget(self, part: str) -> None:
+        """Take a part away."""
+        for name, number in list(self._shards):
+            if name == part:
+                self.drop(name, number)
+
+
+def _bytes(shard: Shard) -> int:
+    return sum(tensor.nbytes for tensor in shard.values())
 
 
 def _memory() -> int:
+    """Bytes that this process may use: the machine's, or its container's."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # no such question on this platform
-        return 8 * 2**30
+        found = 8 * 2**30
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            found = min(found, int(Path(path).read_text()))
+    return found

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import TinyNet, make_images, make_loader
+from conftest import HEAD, TinyNet, make_images, make_loader
 from sklearn.metrics import roc_auc_score
 
 from openood_adascale import AdaSCALE
@@ -76,7 +76,7 @@ def test_search_runs_the_network_once_over_each_loader(network, id_images, ood_i
         forget()
         network.calls.clear()
         found = AdaSCALE(network, **SETTINGS).search(make_loader(id_images), make_loader(ood_images), sweep)
-        return sum(network.calls) - 2, len(found.table)  # the first two images are tried on to find the head
+        return sum(network.calls) - HEAD, len(found.table)
 
     images = len(id_images) + len(ood_images)
     many = {

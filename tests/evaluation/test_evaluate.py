@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TinyNet, make_images, make_loader
+from conftest import HEAD, TinyNet, make_images, make_loader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -222,9 +222,9 @@ def test_one_pass_serves_all_methods(network, data):
     alone, _ = passes(lambda: evaluate(AdaSCALE(network), data, progress=False))
     together, results = passes(lambda: evaluate(everything(network), data, progress=False))
     images = 2 * (50 + 40) + 2 * (30 + 20 + 25 + 20)
-    assert alone == images + 2  # two find the head
+    assert alone == images + HEAD
     # The methods that learn from training images share one pass over them; all share its perturbed one.
-    assert together == images + 60 + 2
+    assert together == images + 60 + HEAD
     assert list(results) == list(METHODS)
     for name, detector in everything(network).items():
         want = evaluate(detector, data, progress=False)
@@ -268,4 +268,4 @@ def test_methods_that_learn_nothing_look_at_no_validation_image(network, data):
     assert not network.calls
     data.val = data.ood_val = None
     evaluate({"msp": MSP(network), "lts": LTS(network)}, data, progress=False)
-    assert sum(network.calls) == 30 + 20 + 25 + 20 + 2
+    assert sum(network.calls) == 30 + 20 + 25 + 20 + HEAD
