@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from openood_adascale import MSP, AdaSCALE, OptFS, using_store
-from openood_adascale.errors import NotFinite
+from openood_adascale.errors import Changed, NotFinite
 from openood_adascale.evidence import disk, rows
+from openood_adascale.evidence.plan import Execution, Perturbation
 from openood_adascale.evidence.store import MemoryStore
 
 RANDOM = {
@@ -254,3 +255,35 @@ def test_a_hook_that_keeps_what_it_sees(tmp_path, network, id_images):
                 passes(network, lambda: MSP(network).predict_loader(make_loader(id_images)))[0] == 50 + HEAD
             )
     assert not list((tmp_path).rglob("*.safetensors"))
+
+
+SEEN: list[int] = []
+OTHERS: list[int] = []
+
+
+class CountsInAGlobal(TinyNet):
+    def forward(self, images):
+        SEEN.append(len(images))
+        return super().forward(images)
+
+
+class AddsAGlobal(TinyNet):
+    def forward(self, images):
+        return super().forward(images) + len(OTHERS)
+
+
+def test_a_network_that_changes_what_its_code_names_is_not_stored(store, id_images):
+    network = CountsInAGlobal().eval()
+    for _ in range(2):
+        assert passes(network, lambda: MSP(network).predict_loader(make_loader(id_images)))[0] >= 50
+
+
+def test_nothing_is_read_of_a_network_that_has_changed_meanwhile(store, id_images):
+    network = AddsAGlobal().eval()
+    found = rows.rows_of(MSP(network).reader, make_loader(id_images), Execution())
+    found.fill((), False, "")
+    OTHERS.append(1)
+    with pytest.raises(Changed, match="the network changed while images were to be read"):
+        found.fill((Perturbation("random", 0.05, 0.5),), False, "")
+    OTHERS.clear()
+    assert passes(network, lambda: MSP(network).predict_loader(make_loader(id_images)))[0] == 0

@@ -11,10 +11,10 @@ COUNTING = """
 import runpy, sys
 from torch import nn
 inner_convolution = nn.Conv2d.forward
-convolved = []
+nn.convolved = []
 def convolution(layer, images):
     if layer.in_channels == 3:
-        convolved.append(len(images))
+        nn.convolved.append(len(images))
     return inner_convolution(layer, images)
 nn.Conv2d.forward = convolution
 sys.argv = sys.argv[1:]
@@ -22,7 +22,7 @@ sys.path[0] = "scripts"
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
-    print("IMAGES", sum(convolved))
+    print("IMAGES", sum(nn.convolved))
 """
 
 
