@@ -16,13 +16,18 @@ from .benchmark import Benchmark
 
 class Postprocessor(Protocol):
     """What OpenOOD calls of a postprocessor; to be searched it also has ``APS_mode``, ``args_dict``,
-    ``set_hyperparam``, ``get_hyperparam`` and ``hyperparam_search_done``."""
+    ``set_hyperparam``, ``get_hyperparam`` and ``hyperparam_search_done``. It may have a ``network`` of its own."""
 
     def setup(self, net: Any, id_loader_dict: Any, ood_loader_dict: Any) -> Any:
         """Learn."""
 
     def inference(self, net: Any, data_loader: Any, progress: bool = True) -> Any:
         """(N,) predicted classes, scores and labels of a loader's images."""
+
+
+def is_postprocessor(method: Any) -> bool:
+    """Whether it has a postprocessor's methods."""
+    return all(callable(getattr(method, name, None)) for name in ("setup", "inference"))
 
 
 def scores_of(method: Postprocessor, network: nn.Module, loader: Iterable[Any], progress: bool) -> np.ndarray:
