@@ -161,6 +161,9 @@ def _check(
                 f"network: this {type(network).__name__} is not the one that {type(one).__name__} has; "
                 "expected None, or the method's own"
             )
+        if not isinstance(one, Detector) and callable(check := getattr(one, "check", None)):
+            with evaluating(own):
+                check(benchmark)
     if sweep is not None and (search is False or not isinstance(method, Detector)):
         other = f"{type(method).__name__}, which has a sweep of its own"
         if isinstance(method, Mapping):

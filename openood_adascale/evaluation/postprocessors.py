@@ -16,7 +16,8 @@ from .benchmark import Benchmark
 
 class Postprocessor(Protocol):
     """What OpenOOD calls of a postprocessor; to be searched it also has ``APS_mode``, ``args_dict``,
-    ``set_hyperparam``, ``get_hyperparam`` and ``hyperparam_search_done``. It may have a ``network`` of its own."""
+    ``set_hyperparam``, ``get_hyperparam`` and ``hyperparam_search_done``. It may have a ``network`` of its own, and
+    ``check(benchmark)``, which raises before any pass where images that it needs are missing."""
 
     def setup(self, net: Any, id_loader_dict: Any, ood_loader_dict: Any) -> Any:
         """Learn."""

@@ -157,7 +157,7 @@ def test_settings_are_attributes_and_hyperparameters(network):
         detector.k1 = -1
     with pytest.raises(SettingError, match="AdaSCALE: depth"):
         integration.AdaSCALE(network, depth=3)
-    with pytest.raises(TypeError, match="settings: .* AdaSCALE takes AdaSCALESettings"):
+    with pytest.raises(TypeError, match=r"settings: .* AdaSCALE takes AdaSCALESettings"):
         integration.AdaSCALE(None, integration.LTS(None).settings)
     assert integration.AdaSCALE_L(network).variant == "L"
     other = integration.AdaSCALE(TinyNet().eval(), detector.settings)

@@ -61,7 +61,7 @@ def test_activations_are_not_enough_for_what_perturbs_images(network, fit_loader
     detector = integration.AdaSCALE(network).fit(fit_loader)
     with torch.no_grad():
         activations = network.features(test_images)
-    with pytest.raises(ValueError, match="images with Perturbation.* are not among them"):
+    with pytest.raises(ValueError, match=r"images with Perturbation.* are not among them"):
         detector.predict_features(activations)
     with pytest.raises(ValueError, match="are not among them"):
         detector.fit_features(activations, torch.zeros(24))
@@ -105,7 +105,7 @@ def test_bad_features(network, fit_loader):
         detector.predict_features(torch.ones(4, 64, dtype=torch.int64))
     features = torch.rand(4, 64)
     features[2, 5] = torch.inf
-    with pytest.raises(NotFinite, match="features: NaN or infinity for 1 image.*number 2"):
+    with pytest.raises(NotFinite, match=r"features: NaN or infinity for 1 image.*number 2"):
         detector.predict_features(features)
     assert detector.predict_features(torch.rand(0, 64)).shape == (0,)
 

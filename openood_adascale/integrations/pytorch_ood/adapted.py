@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import data
 
 from ...detectors.settings import SOURCES, one_of
+from ...evaluation.benchmark import Benchmark
 from ...evidence.batch import unpack, watched
 from ...evidence.dataset import undisturbed
 from ...evidence.plan import Execution
@@ -68,6 +69,15 @@ class Adapted:
 
     def __repr__(self) -> str:
         return f"adapt({type(self.detector).__name__}, {type(self.network).__name__})"
+
+    def check(self, benchmark: Benchmark) -> None:
+        """Raise where the images to learn from lack.
+
+        Raises:
+            ValueError: they do, and the detector is to be fitted.
+        """
+        if self.detector.requires_fit and not self._is_fitted(benchmark.test):
+            benchmark.loader(self.learn_from)
 
     def setup(self, net: Any, id_loader_dict: Mapping[str, Any], ood_loader_dict: Mapping[str, Any]) -> None:
         """Fit the detector, unless it is fitted, or needs no fit.
