@@ -1,5 +1,5 @@
-"""The exceptions of its own that the package raises to a caller. All are ValueErrors: an input, a setting or a file that
-cannot be used."""
+"""The exceptions of its own that the package raises to a caller. All but :class:`ProcessLost` are ValueErrors: an input, a
+setting or a file that cannot be used."""
 
 from __future__ import annotations
 
@@ -82,6 +82,15 @@ def _as_torch_hands_it_on(text: str) -> tuple[str, str]:
         r"^\S*ImageError: ('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"): (.*)", text, re.MULTILINE | re.DOTALL
     )
     return (str(ast.literal_eval(found[1])), found[2].strip()) if found else ("", text)
+
+
+class CannotBeSent(ValueError):
+    """A network, a data set or a method that other processes cannot be given, or a process that is not like the others;
+    says which and why."""
+
+
+class ProcessLost(RuntimeError):
+    """A process of a group is gone, or does not answer; names it."""
 
 
 class Unavailable(ValueError):

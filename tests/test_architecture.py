@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "openood_adascale"
 # From the bottom up; a room may import those before it, and itself.
 ROOMS = [
-    "openood_adascale_autoload", "_version", "errors", "memory", "equations", "metrics", "evidence", "detectors",
-    "evaluation", "published", "reporting", "integrations", "plugin", "demo", "cli", "__main__",
+    "openood_adascale_autoload", "_version", "errors", "memory", "equations", "metrics", "distributed", "evidence",
+    "detectors", "evaluation", "published", "reporting", "integrations", "plugin", "demo", "cli", "__main__",
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,4 +1,4 @@
-"""The command line: ``openood-adascale demo | evaluate | run | configs | presets | compare | report | store``.
+"""The command line: ``openood-adascale demo | evaluate | fit | score | run | configs | presets | compare | report | store``.
 
 A file per command, with ``add_arguments(parser)`` and ``execute(options)``, which returns the exit status. Only the
 one that is called is imported.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from .. import __version__
 from .output import ClosedEarly, forgiving_output
@@ -17,6 +19,8 @@ from .output import ClosedEarly, forgiving_output
 COMMANDS = {
     "demo": "train a small network on images that pip installed, search, evaluate every method and draw",
     "evaluate": "evaluate any torchvision, timm or own network on any folders of images",
+    "fit": "fit a detector for any network on folders of images, and write it to a file",
+    "score": "score images with a fitted detector: which are out of distribution",
     "run": "run an OpenOOD script with this package registered, where torch does not autoload it",
     "configs": "print where the packaged yml files lie, for main.py --config",
     "presets": "list the paper's settings that are ready to run, for example by --postprocessor NAME",
@@ -24,6 +28,9 @@ COMMANDS = {
     "store": "show or remove what a store of activations holds",
     "report": "draw a run's folder: one HTML page, pictures, Markdown tables, leaderboard entries",
 }
+
+PASSES = ("evaluate", "fit", "score", "run")
+"""Commands that run a network over images."""
 
 _NOBODY_READS = 141  # 128 + SIGPIPE, as a shell says it; 1 and 2 have meanings of their own
 
@@ -55,5 +62,28 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _execute(options: argparse.Namespace) -> int:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        return _execute_in_group(options)
     status: int = options.execute(options)
     return status
+
+
+def _execute_in_group(options: argparse.Namespace) -> int:
+    """Under torchrun: process 0 runs the command, and its passes over images on all processes."""
+    if options.command not in PASSES:
+        return int(options.execute(options)) if os.environ.get("RANK") == "0" else 0
+    from ..distributed.servant import Servant  # imports torch
+    from ..distributed.start import launched_team
+    from ..plugin.process import keep_memory
+    from ..plugin.registration import register
+
+    device = getattr(options, "device", None) or os.environ.get("OPENOOD_DEVICE") or None
+    with launched_team(device) as team:
+        if not isinstance(team, Servant):
+            with nullcontext() if team is None else team.directing():
+                return int(options.execute(options))
+        register()
+        if device in (None, "cpu"):
+            keep_memory()
+        team.serve()
+    return 0

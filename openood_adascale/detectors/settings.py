@@ -14,12 +14,12 @@ import numpy as np
 import yaml
 
 from ..errors import SettingError
-from ..evidence.plan import MEMORY_FORMATS, PRECISIONS, Execution, Plan
+from ..evidence.plan import BATCHES, MEMORY_FORMATS, PRECISIONS, Execution, Plan
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-EXECUTION = ("precision", "memory_format")
+EXECUTION = ("precision", "memory_format", "batch")
 """Settings that say how the network is run."""
 SOURCES = ("train", "val")
 """Whose images a method can learn from, by OpenOOD's names of the loaders."""
@@ -83,6 +83,15 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     return value
 
 
+def _batch(value: Any) -> str | int:
+    if value in BATCHES:
+        return str(value)
+    try:
+        return whole_number("batch", value, 1)
+    except SettingError:
+        raise SettingError("batch", value, f"{' or '.join(BATCHES)}, or a whole number from 1 on") from None
+
+
 def percentile_pair(
     name: str, value: Any, allowed: str = "a pair [p_min, p_max] with 0 < p_min <= p_max < 100"
 ) -> tuple[float, float]:
@@ -127,6 +136,9 @@ class Settings:
     arithmetic for. The head, the statistics and the energy are float32 or float64 whatever it is."""
     memory_format: str = "auto"
     """Of image batches: ``contiguous``, ``channels_last``, or ``auto``, the faster."""
+    batch: str | int = "loader"
+    """Images that go through the network at a time: ``loader``, as many as it gives; ``auto``, the largest number that pays,
+    found by trying; or a number."""
 
     not_swept: ClassVar[frozenset[str]] = frozenset()
     """Settings that say where numbers come from rather than what to do with them: the same for all candidates."""
@@ -137,6 +149,7 @@ class Settings:
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
         one_of("memory_format", self.memory_format, MEMORY_FORMATS)
+        self._set("batch", _batch(self.batch))
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -177,7 +190,7 @@ class Settings:
     @property
     def execution(self) -> Execution:
         """How the network is to be run."""
-        return Execution(self.precision, self.memory_format)
+        return Execution(self.precision, self.memory_format, self.batch)
 
     @property
     def source(self) -> str:
@@ -187,9 +200,8 @@ class Settings:
     def learnt_with(self) -> dict[str, Any]:
         """Those settings that what a method learns depends on."""
         chosen = self.as_dict()
-        return {
-            name: chosen[name] for name in chosen if name not in self.only_judge and name != "memory_format"
-        }
+        without = {*self.only_judge, "memory_format", "batch"}
+        return {name: chosen[name] for name in chosen if name not in without}
 
     def warn_if_doubtful(self) -> bool:
         """Warn where the settings are allowed but probably not meant; whether that was so."""

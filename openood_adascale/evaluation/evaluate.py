@@ -17,6 +17,7 @@ from ..evidence.sharing import StoreLike, using_store
 from ..metrics import COLUMNS, ood_metrics
 from .accuracy import accuracy
 from .benchmark import Benchmark
+from .in_group import together
 from .one_pass import AnyDetector, OnePass, TestScores
 from .postprocessors import Postprocessor, is_postprocessor, prepare, scores_of
 
@@ -85,7 +86,8 @@ def evaluate(
 ) -> Result | dict[str, Result]:
     """Search or fit on validation data, then judge every near and far set.
 
-    An image goes through a network once for all detectors that run it in the same precision, and for its accuracy.
+    An image goes through a network once for all detectors that run it in the same precision, and for its accuracy. Where all
+    processes of a torch.distributed group call it, they share the passes over process 0's loaders, and all have its results.
 
     Args:
         method: a :class:`~openood_adascale.detectors.base.Detector`, or any object with OpenOOD's postprocessor methods
@@ -112,8 +114,14 @@ def evaluate(
             ``full_spectrum`` without covariate-shifted sets.
         StoreError: the store cannot be used, or has no room.
     """
+    detectors = method if isinstance(method, Mapping) else {"": method}
     with using_store(store):
-        return _evaluate(method, benchmark, network, search, sweep, full_spectrum, known_accuracy, progress)
+        return together(
+            lambda: _evaluate(
+                method, benchmark, network, search, sweep, full_spectrum, known_accuracy, progress
+            ),
+            {name: one for name, one in detectors.items() if isinstance(one, Detector)},
+        )
 
 
 def _evaluate(

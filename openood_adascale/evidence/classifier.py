@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import equations
 from ..errors import HeadMismatch
+from .batching import Sizes
 from .head import Head, Output
 from .modes import batch_dependent, frozen, unwrap
 
@@ -43,6 +44,7 @@ class Classifier:
         self._layer: Any  # a module with weight and bias
         self.takes_channels_last = True
         """Whether the network takes images in channels-last memory, as far as is known."""
+        self.sizes = Sizes()
         images = images[:2].contiguous()
         with frozen(self.network), torch.no_grad():
             self._layer, self._call, logits, activation = self._find_head(images.clone())

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from ..errors import NotFinite
-from .batch import image_names, unpack, watched
+from .batch import hidden, image_names, unpack, watched
+from .encode import Encoded
 from .evidence import Evidence
+from .modes import device_of, unwrap
+from .passes import Asked, Pass, done, shared_batches
 from .plan import Execution, Plan
 from .reader import Reader
 from .rows import rows_of
@@ -55,6 +60,10 @@ def batches(
             with torch.no_grad():
                 yield Collected(Evidence.of(encoded, plan), labels)
         return
+    shared = shared_batches(reader, loader)
+    if shared is not None:
+        yield from _shared(reader, loader, plan, execution, shared, progress, description)
+        return
     seen = 0
     for batch in watched(loader, progress, description):
         images, labels = unpack(batch)
@@ -66,6 +75,38 @@ def batches(
             raise error.located(seen, image_names(batch)) from None
         seen += len(labels)
     if not seen:
+        raise ValueError("loader: it yields no images; expected at least one batch")
+
+
+@dataclass
+class Gathering:
+    """Evidence of a batch, in main memory."""
+
+    plan: Plan
+
+    def __call__(self, encoded: Encoded, labels: np.ndarray) -> Collected:
+        with torch.no_grad():
+            return Collected(Evidence.of(encoded, self.plan).cpu(), labels)
+
+
+def _shared(
+    reader: Reader,
+    loader: Any,
+    plan: Plan,
+    execution: Execution,
+    shared: list[list[int]],
+    progress: bool | None,
+    description: str,
+) -> Iterator[Collected]:
+    """:func:`batches`, by all processes of the group."""
+    work = Pass(reader, loader, shared, Asked(plan.perturbations, execution), Gathering(plan), counted=True)
+    device = device_of(unwrap(reader.network))
+    total = sum(map(len, shared))
+    with tqdm(total=total, desc=description, unit="image", disable=hidden(progress)) as bar:
+        for evidence, labels in done(work, len(shared)):
+            yield Collected(evidence.to(device), labels)
+            bar.update(len(labels))
+    if not total:
         raise ValueError("loader: it yields no images; expected at least one batch")
 
 

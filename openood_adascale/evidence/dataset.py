@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,10 @@ def is_deterministic(dataset: Any, first: Any) -> bool:
     with undisturbed():
         for index in chosen:
             torch.manual_seed(index)
-            before = _random_states()
+            before = global_random_state()
             one: Tensor = first(dataset[index])
             # Whoever draws random numbers may well use them, even if not on this image.
-            if _random_states() != before:
+            if global_random_state() != before:
                 return False
             for seed in (1, 2):
                 torch.manual_seed(seed + 1000 * index)
@@ -68,7 +69,8 @@ def is_deterministic(dataset: Any, first: Any) -> bool:
     return True
 
 
-def _random_states() -> tuple[Any, ...]:
+def global_random_state() -> tuple[Any, ...]:
+    """Those of Python, NumPy and torch's CPU, to compare."""
     numpys: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     return (
         torch.random.get_rng_state().numpy().tobytes(),
@@ -117,19 +119,61 @@ class Numbers(data.Dataset[int]):
         return index
 
 
-def loader_over(loader: Any, indices: Sequence[int]) -> data.DataLoader[Any]:
-    """The same images in this order; without drawing on the global random state."""
-    count = -(-len(indices) // (loader.batch_size or 1))
-    workers = (
-        min(loader.num_workers, count) if count > 1 else 0
-    )  # to start one takes longer than to read a few images
-    return data.DataLoader(
-        data.Subset(loader.dataset, indices),
-        batch_size=loader.batch_size,
-        num_workers=workers,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout if workers else 0,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context if workers else None,
-        generator=torch.Generator(),
+@dataclass
+class Recipe:
+    """How a loader makes batches of a data set's images: what another process needs to make the same ones."""
+
+    dataset: Any
+    collate_fn: Any
+    worker_init_fn: Any
+    pin_memory: bool
+    timeout: float
+    context: Any = None
+    """Of multiprocessing; another process has its own."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "context": None}
+
+    def loader(self, batches: Sequence[list[int]], workers: int) -> data.DataLoader[Any]:
+        """Over these images, in this order; without drawing on the global random state."""
+        # To start a process takes longer than to read a few images.
+        workers = min(workers, len(batches)) if len(batches) > 1 else 0
+        return data.DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            collate_fn=self.collate_fn,
+            num_workers=workers,
+            pin_memory=self.pin_memory,
+            timeout=self.timeout if workers else 0,
+            worker_init_fn=self.worker_init_fn,
+            multiprocessing_context=self.context if workers else None,
+            generator=torch.Generator(),
+        )
+
+
+def recipe_of(loader: Any) -> Recipe | None:
+    """How a loader makes its batches; None where it is not PyTorch's own, or not over numbered images."""
+    if type(loader) is not data.DataLoader or loader.batch_sampler is None:
+        return None
+    if isinstance(loader.dataset, data.IterableDataset):
+        return None
+    return Recipe(
+        loader.dataset,
+        loader.collate_fn,
+        loader.worker_init_fn,
+        loader.pin_memory,
+        loader.timeout,
+        loader.multiprocessing_context,
+    )
+
+
+def batches_of(loader: Any) -> Iterator[list[int]]:
+    """Which images a loader's batches would have, in its order; draws random numbers as the loader does."""
+    return iter(
+        data.DataLoader(
+            Numbers(len(loader.dataset)),
+            batch_sampler=loader.batch_sampler,
+            collate_fn=list,
+            generator=loader.generator,
+        )
     )

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from .. import equations
 from ..errors import HeadMismatch, NotFinite
+from .batching import in_parts
 from .classifier import Classifier, statistics_input
 from .head import Head, Output
 from .modes import frozen
 from .plan import Execution, Perturbation
 
 FLOAT32 = Execution()
-CPU_BATCH = 32
-"""Images per thread that a CPU works on at a time: its caches hold what they need, and memory stays small."""
 TWIN_BATCH = 32
 """Up to so many images go through the network together with their perturbed twins."""
 
@@ -47,7 +46,7 @@ def encode(
     """Run the network once for z and a, once backward if a gradient is needed, and once per perturbation.
 
     The caller's images and the network come back as they were. Works under ``no_grad`` and ``inference_mode``.
-    On a CPU a batch is worked off in parts that its caches can hold.
+    A batch is worked off in parts, see :mod:`~.batching`.
 
     Args:
         classifier: the network taken apart.
@@ -61,6 +60,7 @@ def encode(
         TypeError: integer images.
         NotFinite: images, activations or logits with NaN or infinity (names which images).
         HeadMismatch: the network's logits are not W a + b of its head.
+        MemoryError: not even one image at a time fits the device.
         RuntimeError: the network's output has no gradient with respect to the image, or its weights were made
             under ``inference_mode``.
     """
@@ -75,8 +75,16 @@ def encode(
     ):
         # An image made under inference_mode cannot take part in autograd; its copy can.
         images = images.clone() if images.is_inference() else images.detach()
-        plain = plain or any(p.pixels != "random" for p in perturbations)
-        work = partial(_in_parts, classifier, perturbations, dtype, plain)
+        gradient = any(p.pixels != "random" for p in perturbations)
+        plain = plain or gradient
+        work = partial(
+            in_parts,
+            run=lambda part: _run(classifier, part, perturbations, plain),
+            sizes=classifier.sizes,
+            gradient=gradient,
+            whole=classifier.keeps_batches_whole,
+            batch=execution.batch,
+        )
         parts = _in_memory_format(work, classifier, images, execution.memory_format, dtype)
         head = classifier.head
         if in_training:  # back in its mode, the network may have other weights
@@ -105,7 +113,7 @@ def _in_memory_format(
     if faster and classifier.takes_channels_last:
         try:
             return work(channels_last)
-        except (NotFinite, HeadMismatch, torch.cuda.OutOfMemoryError):
+        except (NotFinite, HeadMismatch, MemoryError):
             raise
         except Exception as error:
             try:
@@ -116,26 +124,6 @@ def _in_memory_format(
             classifier.takes_channels_last = False
             return parts
     return work(images.contiguous())
-
-
-def _in_parts(
-    classifier: Classifier,
-    perturbations: Sequence[Perturbation],
-    dtype: torch.dtype | None,
-    plain: bool,
-    images: Tensor,
-) -> _Parts:
-    """For each part of the batch z, the predicted classes, a, and the a_ε."""
-    size = len(images)
-    if images.device.type == "cpu" and not classifier.keeps_batches_whole:
-        size = min(size, CPU_BATCH * torch.get_num_threads())
-    parts = []
-    for start in range(0, len(images), size):
-        try:
-            parts.append(_run(classifier, images[start : start + size], perturbations, plain))
-        except NotFinite as error:
-            raise error.shifted(start) from None
-    return parts
 
 
 def _run(

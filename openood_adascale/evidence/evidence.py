@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -114,6 +114,11 @@ class Evidence:
     def cpu(self) -> Evidence:
         """The same in main memory, in storage of its own (a batch's slices would keep the whole batch alive)."""
         return self._map(lambda tensor: tensor.to("cpu", copy=True).contiguous())
+
+    def to(self, device: torch.device) -> Evidence:
+        """The same on ``device``."""
+        moved = self._map(lambda tensor: tensor.to(device))
+        return replace(moved, head=Head(*(tensor.to(device) for tensor in self.head)))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Evidence:
         parts = {name: change(tensor) for name, tensor in self.parts.items()}

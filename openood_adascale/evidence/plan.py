@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
+BATCHES = ("loader", "auto")
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class Execution:
     device has arithmetic for. The head and everything after it are float32 at least."""
     memory_format: str = "auto"
     """One of :data:`MEMORY_FORMATS`, of image batches (B, channels, height, width); ``auto`` is the faster."""
+    batch: str | int = "loader"
+    """How many images go through the network at a time: ``loader`` (as they come, on a CPU in parts that its caches hold),
+    ``auto`` (the largest number that pays, found by trying), or a number. Fewer where a GPU's memory is too small."""
 
 
 @dataclass(frozen=True)

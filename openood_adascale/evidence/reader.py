@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batching import Sizes, too_large
 from .classifier import Classifier
 from .encode import Encoded, encode, prepare
 from .evidence import Evidence
@@ -30,6 +31,11 @@ class Reader:
         self._glance: Glance | None = None
         self.volatile: frozenset[str] = frozenset()
         """Names of buffers and attributes that running the network changes: counters and the like."""
+        self.sizes = Sizes()
+        """How many images at a time were found to fit, or to pay."""
+
+    def __reduce__(self) -> tuple[Any, ...]:  # another process finds the head by itself
+        return Reader, (self.network,), {"volatile": self.volatile}
 
     @property
     def untouched(self) -> bool:
@@ -85,9 +91,21 @@ class Reader:
         network = unwrap(self.network)
         if self._classifier is None or not self.untouched:
             before = changeable(network)
-            self._classifier = Classifier(self.network, prepare(network, images))
+            self._classifier = _tried(self.network, prepare(network, images[:2]))
+            self._classifier.sizes = self.sizes
             after = changeable(network)
             names = {*before, *after}
             self.volatile = frozenset(name for name in names if before.get(name) != after.get(name))
             self._glance = Glance(network, self.volatile)
         return self._classifier
+
+
+def _tried(network: nn.Module, images: Tensor) -> Classifier:
+    """A network taken apart on two images, or on one where a GPU has no room for two."""
+    for some in (images, images[:1]):
+        try:
+            return Classifier(network, some)
+        except torch.cuda.OutOfMemoryError as error:
+            if len(some) == 1:
+                raise MemoryError(too_large(some, False, error)) from error
+    raise ValueError("images: there is none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,20 @@ from torch import Tensor, nn
 from torch.utils import data
 from tqdm.auto import tqdm
 
-from ..errors import NotFinite, StoreError
-from .batch import hidden, image_names, unpack
+from ..errors import StoreError
+from .batch import hidden
 from .classifier import head_of
-from .dataset import Numbers, image_of, in_words, is_deterministic, loader_over, some_images
+from .dataset import batches_of, image_of, in_words, is_deterministic, some_images
 from .disk import DiskEntry
 from .encode import Encoded
 from .fingerprint import dataset_digest, full_network_digest
 from .head import Head
-from .modes import evaluating, unwrap
+from .modes import device_of, evaluating, unwrap
+from .passes import Asked, Pass, batch_size, done
 from .plan import Execution, Perturbation
 from .reader import Reader
 from .sharing import current_store, entry_key, part_name
-from .store import SHARD, Entry, Shard, Store
+from .store import SHARD, Entry, Shard, Store, kept_as
 
 PLAIN = "activation"
 _random_images: set[str] = set()  # digests of data sets whose images differ from reading to reading
@@ -33,22 +35,17 @@ _random_images: set[str] = set()  # digests of data sets whose images differ fro
 class Rows:
     """A data set's images in an entry of a store. See :func:`rows_of`."""
 
-    def __init__(self, store: Store, entry: Entry, reader: Reader, loader: Any, execution: Execution) -> None:
-        self._store, self._entry, self._reader = store, entry, reader
+    def __init__(
+        self, store: Store, entry: Entry, reader: Reader, loader: Any, execution: Execution, digest: str
+    ) -> None:
+        self._store, self._entry, self._reader, self._digest = store, entry, reader, digest
         self._loader, self._execution = loader, execution
         self.count = len(loader.dataset)
         """N."""
 
     def order(self) -> Iterator[list[int]]:
         """The rows of each batch, in the order in which the loader would yield them; it draws as the loader does."""
-        return iter(
-            data.DataLoader(
-                Numbers(self.count),
-                batch_sampler=self._loader.batch_sampler,
-                collate_fn=list,
-                generator=self._loader.generator,
-            )
-        )
+        return batches_of(self._loader)
 
     def batches(
         self, perturbations: Sequence[Perturbation], progress: bool | None, description: str
@@ -122,49 +119,28 @@ class Rows:
     ) -> Iterator[tuple[int, dict[str, Shard]]]:
         """The parts of each of these shards, from the network."""
         indices = [index for number in numbers for index in self._rows_of(number)]
+        asked = Asked(perturbations, self._execution, plain)
+        size = batch_size(self._reader, self._loader, len(indices), asked)
+        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+        work = Pass(
+            self._reader,
+            self._loader,
+            batches,
+            asked,
+            Keeping(self._store.dtype, plain),
+            network_digest=self._digest,
+        )
         waiting: list[dict[str, Shard]] = []
         left = iter(numbers)
-        number = next(left)
-        seen = 0
-        for batch in loader_over(self._loader, indices):
-            images, labels = unpack(batch)
-            names = image_names(batch)
-            try:
-                encoded = self._reader.encode(images, perturbations, self._execution, plain)
-            except NotFinite as error:
-                places = [indices[seen + row] for row in error.rows]
-                raise NotFinite(
-                    error.what, places, [names[row] for row in error.rows] if names else None
-                ) from None
-            waiting.append(self._parts_of(encoded, labels, plain))
-            seen += len(labels)
-            advance(len(labels))
+        number: int | None = next(left)
+        for parts in done(work, len(batches)):
+            waiting.append(parts)
+            advance(_length(parts))
             while number is not None and sum(map(_length, waiting)) >= (size := len(self._rows_of(number))):
                 joined = _joined(waiting)
                 waiting = [{part: _slice(shard, size, None) for part, shard in joined.items()}]
                 yield number, {part: _slice(shard, 0, size) for part, shard in joined.items()}
-                following = next(left, None)
-                if following is None:
-                    return
-                number = following
-        raise StoreError(
-            f"loader: its data set has {self.count} images, of which {len(indices)} were asked for and {seen} came"
-        )
-
-    def _parts_of(self, encoded: Encoded, labels: np.ndarray, plain: bool) -> dict[str, Shard]:
-        def kept(activation: Tensor) -> Tensor:
-            return self._store.kept(activation.detach()).cpu()
-
-        parts: dict[str, Shard] = {}
-        if plain:
-            parts[PLAIN] = {
-                "activation": kept(encoded.activation),
-                "prediction": encoded.prediction.cpu(),
-                "label": torch.from_numpy(labels.astype(np.int64)),
-            }
-        for perturbation, moved in encoded.perturbed.items():
-            parts[part_name(perturbation)] = {"activation": kept(moved)}
-        return parts
+                number = next(left, None)
 
     def _about(self) -> dict[str, Any]:
         about = self._entry.about
@@ -188,6 +164,31 @@ class Rows:
                 found = content.new_empty(len(rows), *content.shape[1:])
             found[here] = content[rows[here] - SHARD * number]
         return torch.empty(0) if found is None else found
+
+
+@dataclass
+class Keeping:
+    """What of a batch goes into a store.
+
+    Args:
+        dtype: of the activations.
+        plain: whether a, the predictions and the labels do, or the perturbed activations alone.
+    """
+
+    dtype: str
+    plain: bool
+
+    def __call__(self, encoded: Encoded, labels: np.ndarray) -> dict[str, Shard]:
+        parts: dict[str, Shard] = {}
+        if self.plain:
+            parts[PLAIN] = {
+                "activation": kept_as(self.dtype, encoded.activation),
+                "prediction": encoded.prediction.cpu(),
+                "label": torch.from_numpy(labels.astype(np.int64)),
+            }
+        for perturbation, moved in encoded.perturbed.items():
+            parts[part_name(perturbation)] = {"activation": kept_as(self.dtype, moved)}
+        return parts
 
 
 def rows_of(
@@ -250,13 +251,7 @@ def rows_of(
     about = entry.about or {}
     if not store.takes(len(dataset) * int(about.get("D", 0)) * 4 * parts):
         return None
-    return Rows(store, entry, reader, loader, execution)
-
-
-def device_of(network: nn.Module) -> torch.device:
-    """Where a network's weights are; the CPU for one without."""
-    parameter = next(network.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    return Rows(store, entry, reader, loader, execution, network)
 
 
 def _layer(network: nn.Module, name: str) -> nn.Module:

@@ -70,17 +70,22 @@ class Store(ABC):
     def require(self, size: int) -> None:
         """Raise :class:`~openood_adascale.errors.StoreError` where there is no room for ``size`` bytes more."""
 
-    def kept(self, activation: Tensor) -> Tensor:
-        """An activation as it is kept."""
-        if self.dtype == "float32":
-            return activation
-        rounded = activation.to(getattr(torch, self.dtype))
-        if not bool(torch.isfinite(rounded).all()):
-            raise StoreError(
-                f"store: {self.dtype} cannot hold activations up to {float(activation.abs().max()):.3g}; "
-                "take bfloat16 or float32"
-            )
-        return rounded
+
+def kept_as(dtype: str, activation: Tensor) -> Tensor:
+    """An activation as it is kept in ``dtype``, one of :data:`DTYPES`, in main memory.
+
+    Raises:
+        StoreError: numbers that it cannot hold.
+    """
+    activation = activation.detach()
+    if dtype == "float32":
+        return activation.cpu()
+    rounded = activation.to(getattr(torch, dtype))
+    if not bool(torch.isfinite(rounded).all()):
+        raise StoreError(
+            f"store: {dtype} cannot hold activations up to {float(activation.abs().max()):.3g}; take bfloat16 or float32"
+        )
+    return rounded.cpu()
 
 
 class MemoryStore(Store):

@@ -31,7 +31,8 @@ def _words() -> set[str]:
 
 
 def say(line: str, once: bool = True) -> None:
-    """Print ``line`` to stderr, once per process or every time; children of multiprocessing do not repeat it."""
+    """Print ``line`` to stderr, once per process or every time; children of multiprocessing, and all but the first of the
+    processes that torchrun starts, do not repeat it."""
     if (once and line in _said) or _is_child():
         return
     _said.add(line)
@@ -48,6 +49,8 @@ def say_done(line: str, part: str) -> None:
 
 
 def _is_child() -> bool:
+    if os.environ.get("RANK") not in (None, "", "0") and os.environ.get("WORLD_SIZE") not in (None, "", "1"):
+        return True
     # A child of multiprocessing has this module loaded; a process without it does not pay for the import.
     module: Any = sys.modules.get("multiprocessing.process")
     if module is None:

@@ -21,6 +21,7 @@ from .devices import CudaRedirection
 from .evaluator import EvaluatorPatch
 from .finder import FINDER
 from .process import LOCK, PARTS, VARIABLE, half_initialised, say, switched_off, unknown_words
+from .sharing import SharedInference
 from .stand_ins import StandIns
 from .tables import Tables
 
@@ -53,6 +54,7 @@ def unregister() -> None:
         _pending.clear()
         _tables.undo()
         _evaluator.undo()
+        _sharing.undo()
         _cuda.undo()
         _stand_ins.undo()
 
@@ -102,6 +104,7 @@ def _patch(module: ModuleType) -> None:
             with LOCK:
                 if _tables.active:
                     _evaluator.enter(module)
+                    _sharing.enter(module)
     except Exception as error:
         say(f"cannot register with {_story(module, error)}")
 
@@ -127,4 +130,4 @@ def _classes() -> Mapping[str, Any]:
 
 _pending: set[str] = set()  # modules that were half-initialised when we came
 _tables, _cuda, _stand_ins = Tables(_classes), CudaRedirection(), StandIns()
-_evaluator = EvaluatorPatch(_is_ours)
+_evaluator, _sharing = EvaluatorPatch(_is_ours), SharedInference()

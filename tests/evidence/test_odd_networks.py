@@ -42,7 +42,7 @@ def test_modes_of_parts_are_put_back():
 
 @pytest.mark.parametrize("pixels", ["trivial", "random"])
 def test_batches_stay_whole_where_they_are_normalised_together(monkeypatch, pixels):
-    monkeypatch.setattr("openood_adascale.evidence.encode.CPU_BATCH", 3)
+    monkeypatch.setattr("openood_adascale.evidence.batching.CPU_BATCH", 3)
     torch.manual_seed(0)
     network, images = tv.BatchStatistics().eval(), make_images(20, 4)
     with pytest.warns(UserWarning, match=r"'features\.1' normalises by the statistics of the batch"):
@@ -79,7 +79,7 @@ def test_the_networks_own_error_comes_through(network, id_images):
 @pytest.mark.parametrize("small", [1, 3, 64])
 def test_images_are_named_by_their_place_in_the_batch(id_images, monkeypatch, small):
     """Whatever parts a CPU works the batch off in."""
-    monkeypatch.setattr("openood_adascale.evidence.encode.CPU_BATCH", small)
+    monkeypatch.setattr("openood_adascale.evidence.batching.CPU_BATCH", small)
 
     class Norm(TinyNet):
         def forward(self, images):

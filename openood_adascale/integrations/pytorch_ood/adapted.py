@@ -15,8 +15,9 @@ from ...detectors.settings import SOURCES, one_of
 from ...evaluation.benchmark import Benchmark
 from ...evidence.batch import unpack, watched
 from ...evidence.dataset import undisturbed
+from ...evidence.modes import device_of, unwrap
 from ...evidence.plan import Execution
-from ...evidence.rows import Rows, device_of, rows_of
+from ...evidence.rows import Rows, rows_of
 from .features import reader_of
 from .served import CHECKED, Source, for_learning, for_scores, kind_of
 
@@ -198,7 +199,7 @@ class Adapted:
         return True
 
     def _device(self) -> torch.device:
-        return self.detector.device or device_of(self.network)
+        return self.detector.device or device_of(unwrap(self.network))
 
     def _grad(self) -> Any:
         """What ``predict`` is called under: some need gradients, of weights, too."""

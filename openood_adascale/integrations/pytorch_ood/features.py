@@ -31,6 +31,9 @@ class SharedReader(Reader):
 
     _digest: tuple[Glance, str] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SharedReader, *super().__reduce__()[1:]
+
     def encode(self, *args: Any, **kwargs: Any) -> Encoded:
         self._digest = None
         return super().encode(*args, **kwargs)
