@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_images
+from pytorch_ood_benchmark import benchmark_of, train
 from pytorch_ood_networks import SEEN, Net, known_and_unknown
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -35,3 +36,13 @@ def val_loader() -> DataLoader:
 @pytest.fixture
 def test_images() -> Tensor:
     return torch.cat([make_images(12, 5), make_images(12, 6, shift=1)])
+
+
+@pytest.fixture(scope="session")
+def trained():
+    return train()
+
+
+@pytest.fixture
+def data(trained):
+    return benchmark_of(trained[1])

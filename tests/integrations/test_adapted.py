@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_images
+from pytorch_ood_benchmark import by_itself, same_scores
 from pytorch_ood_networks import SEEN, Net
 from sklearn.metrics import roc_auc_score
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
 pytest.importorskip("sklearn")
@@ -59,72 +58,10 @@ ON_IMAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """A network that has learnt five kinds of images, each of a mean of its own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        means = torch.randn(5, 3, 1, 1)
-        network = Net()
-        images, labels = kinds(means, 200, 1)
-        optimiser = torch.optim.Adam(network.parameters(), 1e-2)
-        for _ in range(60):
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(network(images), labels).backward()
-            optimiser.step()
-    network.zero_grad(set_to_none=True)
-    return network.eval(), means
-
-
-def kinds(means, count, seed):
-    labels = torch.arange(count) % 5
-    return make_images(count, seed) * 0.3 + means[labels], labels
-
-
-def loader_of(images, labels=None):
-    labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
-    return DataLoader(TensorDataset(images, labels), batch_size=16)
-
-
 @pytest.fixture
 def network(trained):
     SEEN.clear()
     return trained[0]
-
-
-@pytest.fixture
-def data(trained):
-    means = trained[1]
-    images, labels = kinds(means, 200, 1)
-    # Some images are out-of-distribution, and say so.
-    train = torch.cat([images, make_images(30, 20, shift=3)]), torch.cat([labels, torch.full((30,), -1)])
-    return Benchmark(
-        test=loader_of(*kinds(means, 60, 2)),
-        near={"near": loader_of(make_images(40, 5))},
-        far={"far": loader_of(make_images(40, 6) * 3)},
-        val=loader_of(*kinds(means, 50, 7)),
-        ood_val=loader_of(make_images(50, 8)),
-        train=loader_of(*train),
-    )
-
-
-def by_itself(detector, data, batch_size=16):
-    """A detector's scores on the test images, as its own documentation has it called; the sign turned round."""
-    detector.to("cpu")
-    if detector.requires_fit:
-        detector.fit(data.train)
-    found = {}
-    for name, loader in {"id": data.test, **data.near, **data.far}.items():
-        images = loader.dataset.tensors[0].split(batch_size)
-        found[name] = -torch.cat([detector.predict(batch).detach() for batch in images]).double().numpy()
-    return found
-
-
-def same_scores(got, want, rtol):
-    for name, scores in want.items():
-        np.testing.assert_allclose(
-            got[name], scores, rtol=rtol, atol=rtol * np.abs(scores).max(), err_msg=name
-        )
 
 
 @pytest.mark.parametrize("name", [*ON_LOGITS, *ON_ACTIVATIONS])
@@ -183,80 +120,6 @@ def listed(data):
     return Benchmark(
         dicts, {"near": list(data.near["near"])}, {"far": list(data.far["far"])}, list(data.val), None, train
     )
-
-
-class Normalised(nn.Module):
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images):
-        return nn.functional.normalize(self.network.features(images))
-
-
-class Doubling(theirs.MaxSoftmax):
-    """Does something to the scores of images that it does not do to logits."""
-
-    def predict(self, x):
-        return 2 * super().predict(x)
-
-
-class Brightness(theirs.EnergyBased):
-    """Looks at images, too."""
-
-    def predict(self, x):
-        return super().predict(x + 0.01)
-
-
-class Peeking(theirs.KNN):
-    """Learns something of the images themselves."""
-
-    def fit(self, data_loader):
-        self.brightness = torch.cat([images for images, _ in data_loader]).mean()
-        return super().fit(data_loader)
-
-
-class Unlabelled(theirs.KNN):
-    """Learns from the images of labels above 2 alone."""
-
-    def fit(self, data_loader):
-        kept = [(images[labels > 2], labels[labels > 2]) for images, labels in data_loader]
-        return super().fit(kept)
-
-
-FOUND_OUT = {
-    "another feature": (lambda net: theirs.KNN(Normalised(net), k=5, normalize=False), "is given neither"),
-    "another network": (lambda net: theirs.KNN(other_features(), k=5), "is given neither"),
-    "double precision": (lambda net: theirs.LTS(lambda x: net.features(x).double(), in_double(net)), "is given neither"),
-    "scores changed": (Doubling, "its predict does more than to call predict_logits once"),
-    "images changed": (Brightness, "is given neither"),
-    "images learnt from": (lambda net: Peeking(net.features, k=5), "its fit does more than to call fit_features"),
-    "labels chosen": (lambda net: Unlabelled(net.features, k=5), "its fit gives fit_features other labels"),
-}  # fmt: skip
-
-
-def other_features():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        return Net().eval().features
-
-
-def in_double(network):
-    head = nn.Linear(64, 5).double()
-    head.load_state_dict(network.fc.state_dict())
-    return head
-
-
-@pytest.mark.parametrize("what", FOUND_OUT)
-def test_what_needs_more_is_found_out(network, data, what):
-    make, reason = FOUND_OUT[what]
-    want = by_itself(make(network), data)
-    adapted = adapt(make(network), network)
-    found = evaluate({"MSP": openood_adascale.MSP(network), "theirs": adapted}, data, progress=False)[
-        "theirs"
-    ]
-    same_scores(found.scores, want, rtol=1e-6)
-    assert any(reason in told for told in adapted.reasons), adapted.reasons
 
 
 def test_what_is_fitted_is_not_fitted_anew(network, data):
