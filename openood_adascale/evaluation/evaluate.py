@@ -19,7 +19,7 @@ from .accuracy import accuracy
 from .benchmark import Benchmark
 from .in_group import together
 from .one_pass import AnyDetector, OnePass, TestScores
-from .postprocessors import Postprocessor, is_postprocessor, prepare, scores_of
+from .postprocessors import Postprocessor, check, is_postprocessor, prepare, scores_of
 
 AnyMethod: TypeAlias = AnyDetector | Postprocessor
 
@@ -169,9 +169,9 @@ def _check(
                 f"network: this {type(network).__name__} is not the one that {type(one).__name__} has; "
                 "expected None, or the method's own"
             )
-        if not isinstance(one, Detector) and callable(check := getattr(one, "check", None)):
+        if not isinstance(one, Detector):
             with evaluating(own):
-                check(benchmark)
+                check(one, benchmark, search is not False)
     if sweep is not None and (search is False or not isinstance(method, Detector)):
         other = f"{type(method).__name__}, which has a sweep of its own"
         if isinstance(method, Mapping):

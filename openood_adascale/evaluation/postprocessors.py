@@ -36,15 +36,31 @@ def scores_of(method: Postprocessor, network: nn.Module, loader: Iterable[Any], 
     return np.asarray(method.inference(network, loader, progress=progress)[1])
 
 
+def check(method: Postprocessor, benchmark: Benchmark, search: bool) -> None:
+    """Raise where images to learn or search with are missing, before any pass that needs them.
+
+    Raises:
+        ValueError: they are; and whatever the method's own ``check`` raises.
+    """
+    if callable(own := getattr(method, "check", None)):
+        own(benchmark)
+    if _is_searched(method, search):
+        for name in ("val", "ood_val"):
+            benchmark.loader(name)
+
+
+def _is_searched(method: Postprocessor, search: bool) -> bool:
+    wanted = search and bool(getattr(method, "APS_mode", False))
+    return wanted and not getattr(method, "hyperparam_search_done", False)
+
+
 def prepare(
     method: Postprocessor, benchmark: Benchmark, network: nn.Module, search: bool
 ) -> pd.DataFrame | None:
     """Set ``method`` up and search as OpenOOD's Evaluator does; the search's table, if there was one."""
     method.setup(network, benchmark.known, benchmark.ood)
     searched: Any = method
-    if not (search and getattr(method, "APS_mode", False)) or getattr(
-        method, "hyperparam_search_done", False
-    ):
+    if not _is_searched(method, search):
         return None
     known, unknown = benchmark.loader("val"), benchmark.loader("ood_val")
     if not searched.args_dict:

@@ -11,7 +11,6 @@ from pytorch_ood_networks import SEEN, Net
 from sklearn.metrics import roc_auc_score
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
-pytest.importorskip("sklearn")
 
 import pytorch_ood.detector as theirs
 from pytorch_ood.api import Detector, RequiresFittingException
@@ -168,6 +167,15 @@ def test_its_space_is_searched_when_asked(network, data):
     np.testing.assert_allclose(found.search["auroc"], want, atol=0.05)
     assert adapted.detector.k == (1, 5, 100)[int(np.argmax(found.search["auroc"]))]
     assert adapted.hyperparam_search_done
+
+
+def test_a_search_without_its_images_is_refused_before_any_pass(network, data):
+    data.ood_val = None
+    SEEN.clear()
+    methods = {"LTS": openood_adascale.LTS(network), "GEN": adapt(theirs.GEN(network), network, search=True)}
+    with pytest.raises(ValueError, match=r"benchmark\.ood_val: None is not allowed"):
+        evaluate(methods, data, progress=False)
+    assert not SEEN
 
 
 def test_this_package_s_own_detectors_of_pytorch_ood_s_kind(network, data):

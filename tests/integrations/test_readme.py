@@ -10,7 +10,6 @@ import torch
 from conftest import make_images, make_loader
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
-pytest.importorskip("sklearn")
 
 from openood_adascale import Benchmark
 
