@@ -13,7 +13,7 @@ PACKAGE = ROOT / "openood_adascale"
 # From the bottom up; a room may import those before it, and itself.
 ROOMS = [
     "openood_adascale_autoload", "_version", "errors", "memory", "equations", "metrics", "distributed", "evidence",
-    "detectors", "evaluation", "published", "reporting", "plugin", "demo", "cli", "__main__",
+    "detectors", "evaluation", "published", "reporting", "integrations", "plugin", "demo", "cli", "__main__",
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -110,10 +110,17 @@ def test_only_the_plugin_knows_openood():
             assert not any(module.split(".")[0] == "openood" for module in imports(path)), path
 
 
+def test_only_the_integration_knows_pytorch_ood():
+    for path in MODULES:
+        if room(name_of(path)) != "integrations":
+            assert not any(module.split(".")[0] == "pytorch_ood" for module in imports(path)), path
+
+
 @pytest.mark.parametrize(
     ("imported", "absent"),
     [
-        ("import openood_adascale", {"torch", "numpy", "openood", "pandas"}),
+        ("import openood_adascale", {"torch", "numpy", "openood", "pandas", "pytorch_ood"}),
+        ("from openood_adascale import AdaSCALE, evaluate", {"openood", "pytorch_ood"}),
         ("import openood_adascale.cli", {"torch", "openood", "pandas", "sklearn", "matplotlib"}),
         ("from openood_adascale import AdaSCALE", {"openood", "pandas", "sklearn", "matplotlib", "scipy"}),
         ("import openood_adascale.detectors.registry", {"torch", "pandas"}),

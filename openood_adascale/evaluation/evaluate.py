@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,9 @@ from .accuracy import accuracy
 from .benchmark import Benchmark
 from .in_group import together
 from .one_pass import AnyDetector, OnePass, TestScores
-from .postprocessors import Postprocessor, prepare, scores_of
+from .postprocessors import Postprocessor, check, is_postprocessor, prepare, scores_of
+
+AnyMethod: TypeAlias = AnyDetector | Postprocessor
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Result:
 
 @overload
 def evaluate(
-    method: AnyDetector | Postprocessor,
+    method: AnyMethod,
     benchmark: Benchmark,
     network: nn.Module | None = None,
     *,
@@ -57,7 +59,7 @@ def evaluate(
 
 @overload
 def evaluate(
-    method: Mapping[str, AnyDetector],
+    method: Mapping[str, AnyMethod],
     benchmark: Benchmark,
     network: nn.Module | None = None,
     *,
@@ -71,7 +73,7 @@ def evaluate(
 
 
 def evaluate(
-    method: AnyDetector | Postprocessor | Mapping[str, AnyDetector],
+    method: AnyMethod | Mapping[str, AnyMethod],
     benchmark: Benchmark,
     network: nn.Module | None = None,
     *,
@@ -88,11 +90,12 @@ def evaluate(
     processes of a torch.distributed group call it, they share the passes over process 0's loaders, and all have its results.
 
     Args:
-        method: a :class:`~openood_adascale.detectors.base.Detector`; several by name, whose results come back by
-            name; or any object with OpenOOD's postprocessor methods (``setup``, ``inference`` and, to search,
-            ``APS_mode``, ``args_dict``, ``set_hyperparam``). A detector that is fitted already is not fitted anew.
+        method: a :class:`~openood_adascale.detectors.base.Detector`, or any object with OpenOOD's postprocessor methods
+            (``setup``, ``inference`` and, to search, ``APS_mode``, ``args_dict``, ``set_hyperparam``); or several by name,
+            whose results come back by name. A detector that is fitted already is not fitted anew.
         benchmark: the loaders.
-        network: for a postprocessor, what its methods are called with. A detector brings its own, which may be named here.
+        network: for a postprocessor without an attribute ``network``, what its methods are called with. A detector brings
+            its own, which may be named here.
         search: search the hyperparameters on ``val`` and ``ood_val``, where the method has any to search. None does
             so where ``sweep`` is given, or unless a detector is fitted, or has searched, already.
         sweep: for one detector, what to search instead of its default.
@@ -104,8 +107,8 @@ def evaluate(
             process's memory, False none.
 
     Raises:
-        TypeError: another network than a detector's own, none for a postprocessor, or a mapping of anything else than
-            detectors by name.
+        TypeError: another network than a method's own, none for a postprocessor, or a mapping of anything else than
+            methods by name.
         ValueError: loaders that the method needs are missing or empty, or scores are not finite.
         SettingError: a sweep unknown, empty or out of range, or one that cannot be used; an empty mapping;
             ``full_spectrum`` without covariate-shifted sets.
@@ -122,7 +125,7 @@ def evaluate(
 
 
 def _evaluate(
-    method: AnyDetector | Postprocessor | Mapping[str, AnyDetector],
+    method: AnyMethod | Mapping[str, AnyMethod],
     benchmark: Benchmark,
     network: nn.Module | None,
     search: bool | None,
@@ -132,28 +135,25 @@ def _evaluate(
     progress: bool | None,
 ) -> Result | dict[str, Result]:
     _check(method, benchmark, network, search, sweep, full_spectrum)
-    if isinstance(method, Mapping):
-        return _evaluate_detectors(method, benchmark, search, {}, full_spectrum, known_accuracy, progress)
-    if isinstance(method, Detector):
-        sweeps = {} if sweep is None else {"": sweep}
-        found = _evaluate_detectors(
-            {"": method}, benchmark, search, sweeps, full_spectrum, known_accuracy, progress
-        )
-        return found[""]
-    if network is None:
-        raise TypeError(f"network: None is not allowed; {type(method).__name__} has none of its own")
-    with evaluating(network):  # as OpenOOD's Evaluator does for its postprocessors
-        searched = prepare(method, benchmark, network, search is not False)
-        tested = TestScores(benchmark, full_spectrum)
-        for name, loader in tested.loaders():
-            tested.add(name, scores_of(method, network, loader, progress is not False))
-        if known_accuracy is None:
-            known_accuracy = accuracy(network, *tested.known_loaders, progress=progress)
-    return _result(benchmark, tested.scores(), searched, known_accuracy, full_spectrum)
+    methods: Mapping[str, AnyMethod] = method if isinstance(method, Mapping) else {"": method}
+    detectors = {name: one for name, one in methods.items() if isinstance(one, Detector)}
+    sweeps = {} if sweep is None else {"": sweep}
+    accuracies: dict[int, float] = {}
+    found = _evaluate_detectors(
+        detectors, benchmark, search, sweeps, full_spectrum, known_accuracy, progress, accuracies
+    )
+    for name, one in methods.items():
+        if not isinstance(one, Detector):
+            own = _network_of(one, network)
+            known = known_accuracy if known_accuracy is not None else accuracies.get(id(own))
+            found[name], accuracies[id(own)] = _evaluate_postprocessor(
+                one, own, benchmark, search is not False, full_spectrum, known, progress
+            )
+    return {name: found[name] for name in methods} if isinstance(method, Mapping) else found[""]
 
 
 def _check(
-    method: AnyDetector | Postprocessor | Mapping[str, AnyDetector],
+    method: AnyMethod | Mapping[str, AnyMethod],
     benchmark: Benchmark,
     network: nn.Module | None,
     search: bool | None,
@@ -161,15 +161,17 @@ def _check(
     full_spectrum: bool,
 ) -> None:
     """Raise before any pass where arguments do not go together: none of them is to be passed over in silence."""
-    detectors: list[AnyDetector] = [method] if isinstance(method, Detector) else []
-    if isinstance(method, Mapping):
-        detectors = _several(method)
-    for detector in detectors:
-        if network is not None and network is not detector.network:
+    methods = _several(method) if isinstance(method, Mapping) else [method]
+    for one in methods:
+        own = _network_of(one, network)
+        if network is not None and network is not own:
             raise TypeError(
-                f"network: this {type(network).__name__} is not the one that {type(detector).__name__} has; "
-                "expected None, or the detector's own"
+                f"network: this {type(network).__name__} is not the one that {type(one).__name__} has; "
+                "expected None, or the method's own"
             )
+        if not isinstance(one, Detector):
+            with evaluating(own):
+                check(one, benchmark, search is not False)
     if sweep is not None and (search is False or not isinstance(method, Detector)):
         other = f"{type(method).__name__}, which has a sweep of its own"
         if isinstance(method, Mapping):
@@ -179,20 +181,49 @@ def _check(
         raise SettingError("full_spectrum", full_spectrum, "False, or sets in benchmark.covariate_shift")
 
 
-def _several(detectors: Mapping[str, AnyDetector]) -> list[AnyDetector]:
+def _several(methods: Mapping[str, AnyMethod]) -> list[AnyMethod]:
     """Those of a mapping, which is to hold nothing else."""
-    if not detectors:
-        raise SettingError("method", detectors, "at least one detector by name")
-    for name, detector in detectors.items():
+    if not methods:
+        raise SettingError("method", methods, "at least one method by name")
+    for name, method in methods.items():
         if not isinstance(name, str):
             raise TypeError(f"method: the name {name!r} is not allowed; expected text")
-        if not isinstance(detector, Detector):
-            is_class = isinstance(detector, type)
-            what = f"the class {detector.__name__}" if is_class else f"a {type(detector).__name__}"
+        if isinstance(method, type) or not (isinstance(method, Detector) or is_postprocessor(method)):
+            what = f"a {type(method).__name__}"
+            if isinstance(method, type):
+                what = f"the class {getattr(method, '__name__', '')}"
             raise TypeError(
-                f"method: {name!r} is {what}; expected a Detector (a postprocessor is evaluated alone, with its network)"
+                f"method: {name!r} is {what}; expected a Detector, or an object with OpenOOD's postprocessor methods"
             )
-    return list(detectors.values())
+    return list(methods.values())
+
+
+def _network_of(method: AnyMethod, network: nn.Module | None) -> nn.Module:
+    """A method's own network, or the one that its methods are called with."""
+    own = getattr(method, "network", None)
+    found = own if isinstance(own, nn.Module) else network
+    if found is None:
+        raise TypeError(f"network: None is not allowed; {type(method).__name__} has none of its own")
+    return found
+
+
+def _evaluate_postprocessor(
+    method: Postprocessor,
+    network: nn.Module,
+    benchmark: Benchmark,
+    search: bool,
+    full_spectrum: bool,
+    known_accuracy: float | None,
+    progress: bool | None,
+) -> tuple[Result, float]:
+    with evaluating(network):  # as OpenOOD's Evaluator does for its postprocessors
+        searched = prepare(method, benchmark, network, search)
+        tested = TestScores(benchmark, full_spectrum)
+        for name, loader in tested.loaders():
+            tested.add(name, scores_of(method, network, loader, progress is not False))
+        if known_accuracy is None:
+            known_accuracy = accuracy(network, *tested.known_loaders, progress=progress)
+    return _result(benchmark, tested.scores(), searched, known_accuracy, full_spectrum), known_accuracy
 
 
 def _evaluate_detectors(
@@ -203,13 +234,13 @@ def _evaluate_detectors(
     full_spectrum: bool,
     known_accuracy: float | None,
     progress: bool | None,
+    accuracies: dict[int, float],
 ) -> dict[str, Result]:
     groups: dict[Any, dict[str, AnyDetector]] = {}
     for name, detector in detectors.items():
         key = (id(detector.network), detector.settings.execution)
         groups.setdefault(key, {})[name] = detector
     found: dict[str, Result] = {}
-    accuracies: dict[int, float] = {}
     # float32 first: its pass gives the accuracy, which the others' do not.
     in_order = sorted(groups.values(), key=lambda group: _precision(group) != "float32")
     for group in in_order:
@@ -224,7 +255,7 @@ def _evaluate_detectors(
         for name in group:
             scores = tested[name].scores()
             found[name] = _result(benchmark, scores, tables.get(name), percent, full_spectrum)
-    return {name: found[name] for name in detectors}
+    return found
 
 
 def _precision(group: Mapping[str, AnyDetector]) -> str:

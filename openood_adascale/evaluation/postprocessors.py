@@ -16,7 +16,8 @@ from .benchmark import Benchmark
 
 class Postprocessor(Protocol):
     """What OpenOOD calls of a postprocessor; to be searched it also has ``APS_mode``, ``args_dict``,
-    ``set_hyperparam``, ``get_hyperparam`` and ``hyperparam_search_done``."""
+    ``set_hyperparam``, ``get_hyperparam`` and ``hyperparam_search_done``. It may have a ``network`` of its own, and
+    ``check(benchmark)``, which raises before any pass where images that it needs are missing."""
 
     def setup(self, net: Any, id_loader_dict: Any, ood_loader_dict: Any) -> Any:
         """Learn."""
@@ -25,9 +26,32 @@ class Postprocessor(Protocol):
         """(N,) predicted classes, scores and labels of a loader's images."""
 
 
+def is_postprocessor(method: Any) -> bool:
+    """Whether it has a postprocessor's methods."""
+    return all(callable(getattr(method, name, None)) for name in ("setup", "inference"))
+
+
 def scores_of(method: Postprocessor, network: nn.Module, loader: Iterable[Any], progress: bool) -> np.ndarray:
     """(N,) scores of a loader's images."""
     return np.asarray(method.inference(network, loader, progress=progress)[1])
+
+
+def check(method: Postprocessor, benchmark: Benchmark, search: bool) -> None:
+    """Raise where images to learn or search with are missing, before any pass that needs them.
+
+    Raises:
+        ValueError: they are; and whatever the method's own ``check`` raises.
+    """
+    if callable(own := getattr(method, "check", None)):
+        own(benchmark)
+    if _is_searched(method, search):
+        for name in ("val", "ood_val"):
+            benchmark.loader(name)
+
+
+def _is_searched(method: Postprocessor, search: bool) -> bool:
+    wanted = search and bool(getattr(method, "APS_mode", False))
+    return wanted and not getattr(method, "hyperparam_search_done", False)
 
 
 def prepare(
@@ -36,9 +60,7 @@ def prepare(
     """Set ``method`` up and search as OpenOOD's Evaluator does; the search's table, if there was one."""
     method.setup(network, benchmark.known, benchmark.ood)
     searched: Any = method
-    if not (search and getattr(method, "APS_mode", False)) or getattr(
-        method, "hyperparam_search_done", False
-    ):
+    if not _is_searched(method, search):
         return None
     known, unknown = benchmark.loader("val"), benchmark.loader("ood_val")
     if not searched.args_dict:

@@ -198,10 +198,10 @@ class Classifier:
         )
 
     @property
-    def layer_name(self) -> str:
-        """The head's name within the network (within the one that was compiled)."""
+    def layer_name(self) -> str | None:
+        """The head's name within the network (within the one that was compiled); None where it has been replaced."""
         network = getattr(self.network, "_orig_mod", self.network)
-        return next((name for name, module in network.named_modules() if module is self._layer), "")
+        return next((name for name, module in network.named_modules() if module is self._layer), None)
 
     @property
     def head(self) -> Head:

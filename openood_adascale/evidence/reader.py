@@ -13,7 +13,8 @@ from .classifier import Classifier
 from .encode import Encoded, encode, prepare
 from .evidence import Evidence
 from .fingerprint import Glance, changeable, network_digest
-from .modes import unwrap
+from .head import Head
+from .modes import evaluating, unwrap
 from .plan import Execution, Perturbation, Plan
 
 
@@ -45,6 +46,19 @@ class Reader:
     def stochastic(self) -> bool:
         """Whether the network is known to say something else of an image each time."""
         return self._classifier is not None and self._classifier.stochastic
+
+    @property
+    def head(self) -> Head | None:
+        """The network's head as it is now, in eval mode; None before a pass has found it, or where that layer is no longer
+        the network's."""
+        network, classifier = unwrap(self.network), self._classifier
+        if classifier is None or classifier.layer_name is None:
+            return None
+        in_training = any(module.training for module in network.modules())
+        with evaluating(network):
+            head = classifier.head
+            # Back in its mode, the network may have other weights.
+            return Head(head.weight.clone(), head.bias.clone()) if in_training else head
 
     def digest(self) -> str:
         """The network's digest, without what running it changes."""

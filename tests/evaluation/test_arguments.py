@@ -52,8 +52,14 @@ def test_full_spectrum_needs_covariate_shifted_sets(network, data):
 
 
 def test_mappings_that_cannot_be_evaluated(network, data):
-    with pytest.raises(TypeError, match="method: 'p' is a Postprocessor; expected a Detector"):
+    with pytest.raises(TypeError, match=r"network: None is not allowed; Postprocessor has none of its own"):
         evaluate({"one": MSP(network), "p": Postprocessor()}, data)
+    with pytest.raises(
+        TypeError, match="method: 'p' is a dict; expected a Detector, or an object with OpenOOD's"
+    ):
+        evaluate({"one": MSP(network), "p": {}}, data, network)
+    with pytest.raises(TypeError, match="method: 'p' is the class Postprocessor; expected a Detector"):
+        evaluate({"p": Postprocessor}, data, network)
     with pytest.raises(TypeError, match="method: 'MSP' is the class MSP; expected a Detector"):
         evaluate({"MSP": MSP}, data)
     with pytest.raises(TypeError, match=r"method: the name 1 .*expected text"):
@@ -63,6 +69,41 @@ def test_mappings_that_cannot_be_evaluated(network, data):
     with pytest.raises(SettingError, match=r"sweep: .* expected None with several detectors, each of which"):
         evaluate({"one": SCALE(network)}, data, sweep={"percentile_list": [80, 90]})
     assert not network.calls
+
+
+def test_postprocessors_stand_beside_detectors(network, data):
+    """With the one network, and with the accuracy that a detector's pass has given already."""
+    methods = {"p": Postprocessor(), "one": MSP(network), "q": Postprocessor()}
+    network.calls.clear()
+    results = evaluate(methods, data, network, progress=False)
+    test = 30 + 20 + 25 + 20
+    assert sum(network.calls) == 2 + 3 * test  # two find the head; ACC takes no pass of its own
+    assert list(results) == list(methods)
+    for name, method in methods.items():
+        want = evaluate(method, data, network, progress=False)
+        assert results[name].table.equals(want.table), name
+        np.testing.assert_array_equal(results[name].scores["c"], want.scores["c"])
+
+
+class WithNetwork(Postprocessor):
+    def __init__(self, network):
+        self.network = network
+
+    def inference(self, net, loader, progress=True):
+        assert net is self.network
+        return super().inference(net, loader, progress)
+
+
+def test_a_postprocessor_may_bring_its_network(network, data):
+    other = TinyNet().eval()
+    method = WithNetwork(other)
+    alone = evaluate(method, data, progress=False)
+    beside = evaluate({"one": MSP(network), "other": method}, data, progress=False)
+    assert beside["other"].table.equals(alone.table)
+    assert alone.table["ACC"].iloc[0] != pytest.approx(beside["one"].table["ACC"].iloc[0])
+    for given in (method, {"other": method}):
+        with pytest.raises(TypeError, match="network: this TinyNet is not the one that WithNetwork has"):
+            evaluate(given, data, network)
 
 
 def test_the_order_of_precisions_makes_no_difference(network, data):
