@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 import numpy as np
@@ -17,8 +18,10 @@ from ..evidence.sharing import StoreLike, using_store
 from ..metrics import COLUMNS, ood_metrics
 from .accuracy import accuracy
 from .benchmark import Benchmark
-from .one_pass import AnyDetector, OnePass, TestScores
-from .postprocessors import Postprocessor, prepare, scores_of
+from .one_pass import AnyDetector, OnePass, Seen, TestScores
+from .per_image import PerImage
+from .postprocessors import Postprocessor, inferred, prepare
+from .which_files import class_names
 
 
 @dataclass
@@ -37,6 +40,10 @@ class Result:
     """The names of the OOD sets."""
     scheme: str = "ood"
     """``ood``, or ``fsood`` under full-spectrum OOD, as OpenOOD calls them."""
+    images: dict[str, PerImage] = field(default_factory=dict)
+    """By the same names as :attr:`scores` and in their order: files, labels, predicted classes, adaptive percentiles."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes 0, 1, …, where they are known."""
 
 
 @overload
@@ -136,12 +143,15 @@ def _evaluate(
         raise TypeError(f"network: None is not allowed; {type(method).__name__} has none of its own")
     with evaluating(network):  # as OpenOOD's Evaluator does for its postprocessors
         searched = prepare(method, benchmark, network, search is not False)
-        tested = TestScores(benchmark, full_spectrum)
+        tested, seen = TestScores(benchmark, full_spectrum), Seen()
         for name, loader in tested.loaders():
-            tested.add(name, scores_of(method, network, loader, progress is not False))
+            predictions, scores, labels = inferred(method, network, loader, progress is not False)
+            tested.add(name, scores)
+            seen.add(labels, predictions)
+            seen.end(name, loader)
         if known_accuracy is None:
             known_accuracy = accuracy(network, *tested.known_loaders, progress=progress)
-    return _result(benchmark, tested.scores(), searched, known_accuracy, full_spectrum)
+    return _result(benchmark, tested, seen, searched, known_accuracy, full_spectrum)
 
 
 def _check(
@@ -207,15 +217,14 @@ def _evaluate_detectors(
     for group in in_order:
         one = OnePass(group, benchmark, progress)
         tables = one.prepare(search, sweeps)
-        tested, in_float32 = one.test(full_spectrum, known_accuracy is None)
+        tested, seen, in_float32 = one.test(full_spectrum, known_accuracy is None)
         network = next(iter(group.values())).network
         percent = known_accuracy if known_accuracy is not None else accuracies.get(id(network), in_float32)
         if percent is None:  # only a lower precision's is at hand, and ACC is the plain network's
             percent = accuracy(network, *tested[next(iter(group))].known_loaders, progress=progress)
         accuracies[id(network)] = percent
         for name in group:
-            scores = tested[name].scores()
-            found[name] = _result(benchmark, scores, tables.get(name), percent, full_spectrum)
+            found[name] = _result(benchmark, tested[name], seen, tables.get(name), percent, full_spectrum)
     return {name: found[name] for name in detectors}
 
 
@@ -226,11 +235,13 @@ def _precision(group: Mapping[str, AnyDetector]) -> str:
 
 def _result(
     benchmark: Benchmark,
-    scores: dict[str, np.ndarray],
+    tested: TestScores,
+    seen: Seen,
     search: pd.DataFrame | None,
     known_accuracy: float,
     full_spectrum: bool,
 ) -> Result:
+    scores = tested.scores()
     rows: dict[str, dict[str, float]] = {}
     for split, sets in (("nearood", benchmark.near), ("farood", benchmark.far)):
         for name in sets:
@@ -240,4 +251,29 @@ def _result(
         }
     table = pd.DataFrame.from_dict(rows, orient="index").assign(ACC=known_accuracy)[list(COLUMNS)]
     scheme = "fsood" if full_spectrum else "ood"
-    return Result(table, scores, search, tuple(benchmark.near), tuple(benchmark.far), scheme)
+    return Result(
+        table,
+        scores,
+        search,
+        tuple(benchmark.near),
+        tuple(benchmark.far),
+        scheme,
+        seen.images(tested.percentiles()),
+        _class_names(benchmark, seen.classes),
+    )
+
+
+def _class_names(benchmark: Benchmark, count: int) -> tuple[str, ...]:
+    """Of ``count`` classes of the network, 0 where that is not known."""
+    if benchmark.classes:
+        if count not in (0, len(benchmark.classes)):
+            warnings.warn(
+                f"benchmark.classes: {len(benchmark.classes)} names are left out; the network has {count} classes",
+                UserWarning,
+                stacklevel=2,
+            )
+            return ()
+        return tuple(benchmark.classes)
+    # Those of the test images' folders are the network's only if there are as many.
+    names = class_names(getattr(benchmark.test, "dataset", None))
+    return names if len(names) == count else ()
