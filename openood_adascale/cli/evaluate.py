@@ -137,6 +137,7 @@ def _write(chosen: dict[str, Any], results: dict[str, Any]) -> None:
 
     from .. import __version__
     from ..evaluation.tables import save_csv
+    from ..reporting import image_table
     from ..reporting.gather import from_results
     from ..reporting.report import write
 
@@ -146,6 +147,7 @@ def _write(chosen: dict[str, Any], results: dict[str, Any]) -> None:
         if result.search is not None:
             (out / "search").mkdir(parents=True, exist_ok=True)
             result.search.to_csv(out / "search" / f"{name}.csv", index=False)
+    image_table.write(results, out / image_table.NAME)
     was_run = {name: value for name, value in chosen.items() if value is not None}
     text = yaml.safe_dump(was_run, sort_keys=False, allow_unicode=True)
     (out / "evaluate.yml").write_text(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ResultError
+from ..evaluation.per_image import PerImage
 from .files import is_regular, not_regular
 from .names import AVERAGES, canonical_set
 from .text import is_name
@@ -32,6 +33,16 @@ class Scores:
     near: dict[str, np.ndarray]
     far: dict[str, np.ndarray]
     accuracy: float | None
+    images: Mapping[str, PerImage] = field(default_factory=dict)
+    """What is known of each image, by ``id`` and the OOD sets' names, in the scores' order."""
+    classes: Mapping[int, str] = field(default_factory=dict)
+    """Names of the network's classes, where they are known."""
+    source: str = ""
+    """Which training run's: scores of several methods are of one network only if it is the same."""
+
+    def of(self, name: str) -> np.ndarray | None:
+        """Those of ``id`` or of an OOD set; None where it was not scored."""
+        return self.id if name == "id" else self.near.get(name, self.far.get(name))
 
 
 def read_pickle(path: str | Path) -> dict[str, Scores]:

@@ -9,6 +9,7 @@ import torch
 import yaml
 from command_line import call
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 NETWORK = """
 import torch
@@ -73,6 +74,18 @@ def test_all_methods_with_a_search(folders):
     assert table.notna().all(axis=None)
     assert len(pd.read_csv(folders / "out/search/adascale.csv")) == 36
     assert (folders / "out/report/report.html").stat().st_size > 1000
+    images = pd.read_csv(folders / "out/images.csv")
+    assert images["set"].value_counts().to_dict() == {"id": 30, "n": 20, "f": 20}
+    known = images[images["set"] == "id"]
+    assert list(known["path"].iloc[[0, 10]]) == [
+        str(folders / f"id/{p}.png") for p in ("a/picture 000", "b/picture 001")
+    ]
+    assert list(known["label"].iloc[[0, 10, 20]]) == [0, 1, 2]
+    assert set(known["class"]) <= {"a", "b", "c"}
+    assert known["percentile_adascale"].between(60, 99).all()
+    near = images[images["set"].isin(["id", "n"])]
+    auroc = 100 * roc_auc_score(near["set"] == "id", near["score_adascale"])
+    assert auroc == pytest.approx(table.loc["n", "AUROC"], abs=0.006)
     first = table
     # What was run can be run again, from what was written and what was stored.
     done = call("evaluate", "--config", folders / "out/evaluate.yml", "--out", folders / "again")
