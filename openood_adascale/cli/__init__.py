@@ -1,4 +1,4 @@
-"""The command line: ``openood-adascale demo | evaluate | run | configs | presets | compare | report | store``.
+"""The command line: ``openood-adascale demo | evaluate | fit | score | run | configs | presets | compare | report | store``.
 
 A file per command, with ``add_arguments(parser)`` and ``execute(options)``, which returns the exit status. Only the
 one that is called is imported.
@@ -17,6 +17,8 @@ from .output import ClosedEarly, forgiving_output
 COMMANDS = {
     "demo": "train a small network on images that pip installed, search, evaluate every method and draw",
     "evaluate": "evaluate any torchvision, timm or own network on any folders of images",
+    "fit": "fit a detector for any network on folders of images, and write it to a file",
+    "score": "score images with a fitted detector: which are out of distribution",
     "run": "run an OpenOOD script with this package registered, where torch does not autoload it",
     "configs": "print where the packaged yml files lie, for main.py --config",
     "presets": "list the paper's settings that are ready to run, for example by --postprocessor NAME",

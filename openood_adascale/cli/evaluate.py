@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
+from .options import add_network, add_precision, add_reading
 from .output import complain
-
-SETS = ("id", "val", "ood_val", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--config", metavar="FILE.yml", help="options by their names")
-    add(
-        "--network",
-        metavar="SPEC",
-        help="torchvision:NAME, timm:NAME, package.module:function or file.py:function",
-    )
-    add("--weights", metavar="FILE", help="a state dict (.pth, .safetensors), or default, the library's own")
-    add(
-        "--transform", metavar="SPEC", help="whose preprocessing; without it, the weights' or the model's own"
-    )
+    add_network(parser)
     add("--id", metavar="DIR", help="in-distribution test images")
     add("--val", metavar="DIR", help="in-distribution validation images")
     add("--ood-val", metavar="DIR", help="OOD validation images, for a search")
@@ -40,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="folders: each class of --id in a folder of its own; or a CSV: path, label",
     )
+    add("--classes", metavar="FILE", help="names of the network's classes for the report, one a line")
     add("--methods", metavar="NAMES", help="separated by commas; all (the default) are this package's")
     add(
         "--search",
@@ -47,23 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="search the settings on validation images",
     )
-    add("--precision", help="of the network's passes: float32, bfloat16, float16 or auto")
-    add("--batch-size", type=int, metavar="N", help="64 without this")
-    add("--workers", type=int, metavar="N", help="processes that read images; 2 without this")
-    add("--device", help="cpu, cuda, …; CUDA where there is any without this")
-    add(
-        "--skip-broken",
-        action="store_true",
-        default=None,
-        help="leave out, count and list images that cannot be read",
-    )
-    add(
-        "--store",
-        metavar="DIR",
-        help="keep the images' activations in this folder; OPENOOD_ADASCALE_STORE without this",
-    )
     add("--out", metavar="DIR", help="folder for tables and report")
-    add("-q", "--quiet", action="store_true", default=None, help="no progress bars")
+    add_precision(parser)
+    add_reading(parser)
 
 
 def execute(options: argparse.Namespace) -> int:

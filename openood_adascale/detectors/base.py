@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
@@ -135,15 +135,19 @@ class Detector(ABC, Generic[S, T]):
         self, loader: Iterable[Any], progress: bool | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N,) predicted classes, scores and labels (−1 where unknown) of all of a loader's images, in its order."""
+        parts = zip(*self.predict_batches(loader, progress), strict=True)
+        preds, scores, labels = map(np.concatenate, parts)
+        return preds, scores, labels
+
+    def predict_batches(
+        self, loader: Iterable[Any], progress: bool | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """:meth:`predict_loader` batch by batch, so that memory does not grow with the number of images."""
         self.require_fit(thorough=True)
-        parts = []
-        for evidence, label in batches(
-            self.reader, loader, self.settings.plan(), self.settings.execution, progress, "Score"
-        ):
+        plan, execution = self.settings.plan(), self.settings.execution
+        for evidence, labels in batches(self.reader, loader, plan, execution, progress, "Score"):
             pred, score = self.judge(evidence, self.settings, cast(T, self.state))
-            parts.append((pred.cpu().numpy(), score.cpu().numpy(), label))
-        preds, scores, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return preds.astype(int), scores, labels
+            yield pred.cpu().numpy().astype(int), score.cpu().numpy(), labels
 
     def calibrate(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
         """Remember the scores of a loader's in-distribution validation images for :meth:`threshold`, in one pass.

@@ -54,8 +54,24 @@ def load(path: str | os.PathLike[str], network: nn.Module) -> Detector[Any, Any]
     return method.detector.load(place, network)
 
 
-def write(path: str | os.PathLike[str], detector: Detector[Any, Any]) -> None:
-    """Write a detector beside ``path`` and rename it there; see :meth:`.base.Detector.save`."""
+def notes_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What was noted beside the detector in a file; see :func:`write`.
+
+    Raises:
+        DetectorFileError: as :func:`load`, but for what concerns a network.
+    """
+    notes = _read(_place(path))[0].get("notes")
+    return notes if isinstance(notes, dict) else {}
+
+
+def write(
+    path: str | os.PathLike[str], detector: Detector[Any, Any], notes: Mapping[str, Any] | None = None
+) -> None:
+    """Write a detector beside ``path`` and rename it there; see :meth:`.base.Detector.save`.
+
+    Args:
+        notes: what JSON can hold, to be kept beside it.
+    """
     detector.require_fit(thorough=True)
     place, reader = _place(path), detector.reader
     if detector.learnt_with is not None:  # another run may know of less that running the network changes
@@ -68,6 +84,7 @@ def write(path: str | os.PathLike[str], detector: Detector[Any, Any]) -> None:
         "settings": detector.settings.as_dict(),
         "network": {"digest": reader.digest(), "volatile": sorted(reader.volatile)},
         "state": _taken_apart(detector.state, "state", tensors),
+        "notes": dict(notes or {}),
     }
     if scores is not None:
         tensors[_SCORES] = torch.from_numpy(scores.copy())

@@ -21,7 +21,7 @@ from .benchmark import Benchmark
 from .one_pass import AnyDetector, OnePass, Seen, TestScores
 from .per_image import PerImage
 from .postprocessors import Postprocessor, inferred, prepare
-from .which_files import class_names
+from .which_files import classes_of
 
 
 @dataclass
@@ -275,5 +275,5 @@ def _class_names(benchmark: Benchmark, count: int) -> tuple[str, ...]:
             return ()
         return tuple(benchmark.classes)
     # Those of the test images' folders are the network's only if there are as many.
-    names = class_names(getattr(benchmark.test, "dataset", None))
+    names = classes_of(getattr(benchmark.test, "dataset", None))
     return names if len(names) == count else ()

@@ -70,6 +70,28 @@ def timm_name(spec: str) -> str:
     return name
 
 
+def class_names(spec: str, network: nn.Module, file: str) -> list[str]:
+    """What the classes of torchvision's and timm's own weights are called; nothing for others'.
+
+    Args:
+        spec: what the network was loaded by.
+        network: itself.
+        file: of its weights; torchvision's are told by the name that they are downloaded under.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "torchvision":
+        known = library("torchvision", spec).models.get_model_weights(name)
+        own = [one for one in known if os.path.basename(one.url) == os.path.basename(file)]
+        weights = own[0] if own else known.DEFAULT if file == "default" else None
+        return [] if weights is None else list(weights.meta.get("categories", ()))
+    if kind == "timm" and file == "default":
+        data = library("timm", spec).data
+        if subset := data.infer_imagenet_subset(network):
+            info = data.ImageNetInfo(subset)
+            return [info.index_to_description(number) for number in range(info.num_classes())]
+    return []
+
+
 def _nearest(name: str, names: Iterable[str]) -> str:
     found = difflib.get_close_matches(name.lower(), list(names), 4, 0.5)
     return f", such as {', '.join(found)}" if found else ""

@@ -6,14 +6,14 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import SettingError
-from .naming import library, own_object, timm_name, torchvision_builder
+from .naming import class_names, library, own_object, timm_name, torchvision_builder
 from .transforms import Transform, transform_for
 from .weights import StateDict, class_count, fill, read_state_dict, without_prefix
 
@@ -38,6 +38,8 @@ class Loaded:
     """What it was loaded by."""
     description: str
     """What the transform does, in a line for people."""
+    classes: list[str] = field(default_factory=list)
+    """What the classes are called, where the library says it."""
 
 
 def load_network(spec: str, weights: Weights = None, transform: str | Transform | None = None) -> Loaded:
@@ -74,10 +76,9 @@ def load_network(spec: str, weights: Weights = None, transform: str | Transform 
         if weights is not None:
             fill(network, read_state_dict(weights), os.fspath(weights), spec)
     network.eval()
-    found, description = transform_for(
-        spec, network, own, transform, "" if weights is None else os.fspath(weights)
-    )
-    return Loaded(network, found, spec, description)
+    file = "" if weights is None else os.fspath(weights)
+    found, description = transform_for(spec, network, own, transform, file)
+    return Loaded(network, found, spec, description, class_names(spec, network, file))
 
 
 def _librarys(kind: str, spec: str, weights: Weights) -> nn.Module:

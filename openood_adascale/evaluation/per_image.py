@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from ..errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -53,3 +57,22 @@ def whole(values: object, count: int) -> np.ndarray:
     if array.shape != (count,) or array.dtype.kind not in "iub":
         return np.full(count, -1, np.int64)
     return array.astype(np.int64)
+
+
+def class_names_in(file: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the classes 0, 1, … from a text file, one a line.
+
+    Raises:
+        SettingError: it cannot be read as text, or has an empty line between others.
+    """
+    try:
+        names = [name.strip() for name in Path(file).read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(
+            "classes", os.fspath(file), f"a text file in UTF-8, a name a line ({error})"
+        ) from error
+    if not all(names):
+        raise SettingError(
+            "classes", os.fspath(file), f"a name in each line; line {names.index('') + 1} has none"
+        )
+    return tuple(names)

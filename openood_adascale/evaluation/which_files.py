@@ -47,10 +47,10 @@ def files_of(loader: Any) -> tuple[tuple[str, ...], str]:
     return tuple(paths[: len(paths) - dropped]), ""
 
 
-def class_names(dataset: Any) -> tuple[str, ...]:
+def classes_of(dataset: Any) -> tuple[str, ...]:
     """What a data set calls its classes 0, 1, …, as torchvision's and this package's do; empty where it does not."""
     if type(dataset) is data.Subset:
-        return class_names(dataset.dataset)
+        return classes_of(dataset.dataset)
     names = getattr(dataset, "classes", None)
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return ()

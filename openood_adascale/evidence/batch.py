@@ -11,19 +11,31 @@ from tqdm.auto import tqdm
 
 
 def watched(loader: Iterable[Any], progress: bool | None, description: str) -> Iterator[Any]:
-    """A loader's batches, with a bar: True or False shows or hides it, None shows it in a terminal."""
+    """A loader's batches, with a bar that counts images: True or False shows or hides it, None shows it in a terminal."""
     # tqdm.auto itself would begin the loader twice, with its workers and its random draws.
-    with tqdm(total=_batches_of(loader), desc=description, disable=hidden(progress)) as bar:
+    with tqdm(total=_images_of(loader), desc=description, unit="image", disable=hidden(progress)) as bar:
         for batch in loader:
             yield batch
-            bar.update()
+            bar.update(_size(batch))
 
 
-def _batches_of(loader: Iterable[Any]) -> int | None:
+def _images_of(loader: Iterable[Any]) -> int | None:
+    """How many images a loader yields, where that shows."""
+    if isinstance(loader, list | tuple):
+        return sum(map(_size, loader))
     try:
-        return len(loader) if isinstance(loader, Sized) else None
-    except (TypeError, NotImplementedError):  # a loader over a stream
+        known: Any = loader
+        count, size, drops = len(known.sampler), known.batch_size, known.drop_last
+    except (AttributeError, TypeError, NotImplementedError):  # no DataLoader, or one over a stream
         return None
+    return count - count % size if drops and size else count
+
+
+def _size(batch: Any) -> int:
+    images = batch.get("data") if isinstance(batch, Mapping) else batch
+    if isinstance(images, list | tuple) and images and not isinstance(images[0], str):
+        images = images[0]
+    return len(images) if isinstance(images, Sized) else 0
 
 
 def hidden(progress: bool | None) -> bool | None:
