@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..detectors.registry import METHODS
 from ..errors import SettingError
-from .options import add_network, add_precision, add_reading
+from .options import add_network, add_pictures, add_precision, add_reading, pictures_chosen
 from .output import complain
 
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="search the settings on validation images",
     )
     add("--out", metavar="DIR", help="folder for tables and report")
+    add_pictures(parser)
     add_precision(parser)
     add_reading(parser)
 
@@ -48,6 +50,7 @@ def execute(options: argparse.Namespace) -> int:
     """Run it and print a table of all; 2 where an option or an image cannot be used."""
     try:
         chosen = choices(options)
+        _check_pair(chosen)  # what is wrong is to be known before the passes
         # Late, since they import torch.
         from ..evaluation.own_images import evaluate_folders
         from ..plugin.process import keep_memory
@@ -110,6 +113,15 @@ def _sets(name: str, given: Any) -> dict[str, str]:
     return sets
 
 
+def _check_pair(chosen: dict[str, Any]) -> None:
+    named = chosen["methods"] or "all"
+    names = {str(name).strip() for name in (named.split(",") if isinstance(named, str) else named)}
+    there = [name for name in METHODS if name in names or "all" in names]
+    for name in pictures_chosen(chosen).get("pair", ()):
+        if name not in there and name.casefold() not in (METHODS[one].label.casefold() for one in there):
+            raise SettingError("--pair", name, f"two of the methods: {', '.join(there)}")
+
+
 def _write(chosen: dict[str, Any], results: dict[str, Any]) -> None:
     import yaml
 
@@ -132,5 +144,6 @@ def _write(chosen: dict[str, Any], results: dict[str, Any]) -> None:
         f"# What openood-adascale {__version__} ran; again by: openood-adascale evaluate --config evaluate.yml\n{text}",
         encoding="utf-8",
     )
-    page = write(from_results(results, title=str(chosen["network"])), out / "report")
+    run = from_results(results, title=str(chosen["network"]))
+    page = write(run, out / "report", **pictures_chosen(chosen))
     print(f"Tables are in {out / 'ood'}, the report is {page}")

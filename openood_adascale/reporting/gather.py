@@ -14,6 +14,7 @@ from ..errors import ResultError
 from . import image_table
 from .files import is_regular, not_regular
 from .identify import Identity, identify
+from .image_lists import ImageLists
 from .names import LABELS, SCHEMES, label_of, method_of
 from .runs import Evaluated, Run, mean_and_std, ranked, unknown
 from .scores import Scores, finite, read_npz, read_pickle
@@ -76,24 +77,30 @@ def _in_memory(label: str, result: Result) -> Evaluated:
     return Evaluated(label, table, (Scores(scores, near, far, accuracy, result.images, classes),))
 
 
-def collect(folder: str | Path) -> Run:
+def collect(folder: str | Path, data_root: str | Path | None = None) -> Run:
     """Read every result CSV, saved score and search table below a folder; whatever is missing is left out.
 
     So is a file that is malformed, unreadable or unsafe to read; the notes say which and why. Raises
     :class:`~openood_adascale.errors.ResultError` if nothing is left, or if the folder holds runs of several datasets
     or networks.
+
+    Args:
+        folder: of the run.
+        data_root: OpenOOD's data folder, whose image lists tell which images the saved scores are of. None takes that
+            of the checkout in whose ``results`` the run lies.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ResultError(f"{folder}: no such folder; expected a run's folder")
-    return _Gathering(folder).everything()
+    lists = ImageLists.beside(folder) if data_root is None else ImageLists(data_root)
+    return _Gathering(folder, lists).everything()
 
 
 class _Gathering:
     """What was found below a folder so far."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, lists: ImageLists | None) -> None:
+        self.folder, self.lists = folder, lists
         self.notes: list[str] = []
         self.left_out: list[str] = []
         self.identities: list[Identity] = []
@@ -157,10 +164,11 @@ class _Gathering:
 
     def _read_scores(self, near: Mapping[Path, tuple[str, ...]]) -> None:
         for path in self._files("scores/*.pkl"):
-            loaded = self._usable(read_pickle, path)
+            identity = identify(path)
+            read = functools.partial(read_pickle, lists=self.lists, dataset=identity.dataset)
+            loaded = self._usable(read, path)
             if loaded is None:
                 continue
-            identity = identify(path)
             self.identities.append(identity)
             for scheme, saved in loaded.items():
                 self.scores[scheme][_label(identity)].append(saved)
