@@ -50,7 +50,7 @@ def execute(options: argparse.Namespace) -> int:
     """Run it and print a table of all; 2 where an option or an image cannot be used."""
     try:
         chosen = choices(options)
-        _check_pair(chosen)  # what is wrong is to be known before the passes
+        _check_report(chosen)  # what is wrong is to be known before the passes
         # Late, since they import torch.
         from ..evaluation.own_images import evaluate_folders
         from ..plugin.process import keep_memory
@@ -113,13 +113,18 @@ def _sets(name: str, given: Any) -> dict[str, str]:
     return sets
 
 
-def _check_pair(chosen: dict[str, Any]) -> None:
+def _check_report(chosen: dict[str, Any]) -> None:
+    from ..reporting.identify import Identity
+    from ..reporting.rivals import whose
+
+    wanted = pictures_chosen(chosen)
     named = chosen["methods"] or "all"
     names = {str(name).strip() for name in (named.split(",") if isinstance(named, str) else named)}
     there = [name for name in METHODS if name in names or "all" in names]
-    for name in pictures_chosen(chosen).get("pair", ()):
+    for name in wanted.get("pair", ()):
         if name not in there and name.casefold() not in (METHODS[one].label.casefold() for one in there):
             raise SettingError("--pair", name, f"two of the methods: {', '.join(there)}")
+    whose(Identity(""), wanted.get("published"))
 
 
 def _write(chosen: dict[str, Any], results: dict[str, Any]) -> None:

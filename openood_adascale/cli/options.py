@@ -60,6 +60,12 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="so many images of a kind at most; 8 without this, 0 shows none",
     )
+    add(
+        "--published",
+        metavar="DATASET:NETWORK",
+        help="whose published figures stand beside the run's, e.g. imagenet:resnet50, or none; those that the run's "
+        "folder is named after without this",
+    )
 
 
 def pictures_chosen(chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,8 +106,9 @@ def gallery(
         if saved:
             made.methods.append(_panel(View(label, saved[0]), most, thumbnails))
     if len(labels) > _MOST_METHODS:
+        left = ", ".join(labels[_MOST_METHODS:])
         made.lines.append(
-            f"not shown are those of {', '.join(labels[_MOST_METHODS:])}: --pair chooses methods"
+            f"no images of {left}: those of {_MOST_METHODS} methods are shown, a chosen pair's first"
         )
     _tell_of_broken(made, thumbnails)
     return made
