@@ -6,10 +6,11 @@ import csv
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,20 +27,21 @@ NAME = "images.csv"
 COLUMNS = ("set", "side", "path", "label", "prediction", "class")
 """What stands before the methods' columns: the set's name (``id`` of the known images); ``id``, ``near`` or ``far``; the
 file; its class, where it is known; the predicted class, and its name where that is known."""
-SCORE, PERCENTILE = "score_", "percentile_"
-"""What the methods' columns begin with: the score; of AdaSCALE also the adaptive percentile, in percent."""
+SCORE, PERCENTILE, PREDICTION = "score_", "percentile_", "prediction_"
+"""What the methods' columns begin with: the score; of AdaSCALE also the adaptive percentile, in percent; and the predicted
+class, of a method by which it is another."""
 _SIDES = ("id", "near", "far")
 
 
 def write(results: Mapping[str, Result], path: str | Path) -> Path:
-    """Write a row for each test image of results of one network, the known ones first.
+    """Write a row for each test image, the known ones first.
 
     Args:
         results: by method, as ``evaluate`` gives them.
         path: of the CSV; its folder is made.
 
     Raises:
-        ResultError: no results, or results of other images, predictions or OOD sets than the first.
+        ResultError: no results, or results of other images or OOD sets than the first.
     """
     path = Path(path)
     if not results:
@@ -48,23 +50,16 @@ def write(results: Mapping[str, Result], path: str | Path) -> Path:
     first = results[names[0]]
     for name in names[1:]:
         _check_same(names[0], first, name, results[name])
-    with_percentiles = [name for name in names if first.images and _has_percentiles(results[name])]
-    head = [
-        *COLUMNS,
-        *(f"{SCORE}{name}" for name in names),
-        *(f"{PERCENTILE}{name}" for name in with_percentiles),
-    ]
+    columns = _columns(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         # Names of files can be in other encodings: they are kept as they are.
         with beside.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(head)
+            writer.writerow([*COLUMNS, *columns])
             for side, key in _sets(first):
-                writer.writerows(
-                    _rows(side, key, [results[name] for name in names], with_percentiles, results)
-                )
+                writer.writerows(_rows(side, key, first, [values(key) for values in columns.values()]))
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -72,8 +67,39 @@ def write(results: Mapping[str, Result], path: str | Path) -> Path:
     return path
 
 
-def _has_percentiles(result: Result) -> bool:
-    return all(known.percentiles is not None for known in result.images.values())
+def _columns(results: Mapping[str, Result]) -> dict[str, Callable[[str], list[str]]]:
+    """The methods' columns: of each, what gives its cells for a set."""
+    columns: dict[str, Callable[[str], list[str]]] = {}
+    first = next(iter(results.values())).images
+    for name, result in results.items():
+        columns[f"{SCORE}{name}"] = partial(_score_cells, result)
+    for name, result in results.items():
+        known = result.images
+        if known and all(each.percentiles is not None for each in known.values()):
+            columns[f"{PERCENTILE}{name}"] = partial(_percentile_cells, result)
+        if any(not np.array_equal(each.predictions, first[key].predictions) for key, each in known.items()):
+            columns[f"{PREDICTION}{name}"] = partial(_prediction_cells, result)
+    return columns
+
+
+def _score_cells(result: Result, key: str) -> list[str]:
+    return _numbers_as_text(result.scores[key])
+
+
+def _percentile_cells(result: Result, key: str) -> list[str]:
+    return _numbers_as_text(result.images[key].percentiles)
+
+
+def _prediction_cells(result: Result, key: str) -> list[str]:
+    return _classes_as_text(result.images[key].predictions)
+
+
+def _numbers_as_text(values: Any) -> list[str]:
+    return [repr(float(value)) for value in np.asarray(values).tolist()]
+
+
+def _classes_as_text(values: np.ndarray) -> list[str]:
+    return ["" if value < 0 else str(value) for value in values.tolist()]
 
 
 def _sets(result: Result) -> Iterator[tuple[str, str]]:
@@ -83,44 +109,35 @@ def _sets(result: Result) -> Iterator[tuple[str, str]]:
 
 
 def _check_same(name: str, first: Result, other_name: str, other: Result) -> None:
-    def differ(a: PerImage, b: PerImage) -> bool:
-        same = a.paths == b.paths and np.array_equal(a.labels, b.labels)
-        return not (same and np.array_equal(a.predictions, b.predictions))
+    """Images are told apart by their files; where these are not known, by how many they are and their labels."""
 
-    if list(_sets(first)) != list(_sets(other)) or any(
-        differ(known, other.images[key]) for key, known in first.images.items()
+    def differ(a: PerImage, b: PerImage) -> bool:
+        if a.paths or b.paths:
+            return a.paths != b.paths
+        known = (a.labels >= 0).all() and (b.labels >= 0).all()
+        return len(a) != len(b) or bool(known and not np.array_equal(a.labels, b.labels))
+
+    if (
+        list(_sets(first)) != list(_sets(other))
+        or {*first.images} != {*other.images}
+        or any(differ(known, other.images[key]) for key, known in first.images.items())
+        or any(len(scores) != len(other.scores[key]) for key, scores in first.scores.items())
     ):
         raise ResultError(
-            f"{other_name}: its images, OOD sets or predicted classes are not those of {name}; expected results of one "
-            "network (in one precision) on the same images"
+            f"{other_name}: its images or OOD sets are not those of {name}; expected results on the same images"
         )
 
 
-def _rows(
-    side: str,
-    key: str,
-    all_of: Sequence[Result],
-    with_percentiles: Sequence[str],
-    results: Mapping[str, Result],
-) -> Iterator[list[str]]:
-    first = all_of[0]
-    scores = [result.scores[key].tolist() for result in all_of]
-    count = len(scores[0])
+def _rows(side: str, key: str, first: Result, columns: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    count = len(first.scores[key])
     none = np.full(count, -1)
     known = first.images.get(key) or PerImage(none, none)
     paths = [os.path.abspath(path) for path in known.paths] or [""] * count
-    percentiles = [np.asarray(results[name].images[key].percentiles).tolist() for name in with_percentiles]
-    for row in range(count):
-        label, prediction = int(known.labels[row]), int(known.predictions[row])
-        yield [
-            key,
-            side,
-            paths[row],
-            "" if label < 0 else str(label),
-            "" if prediction < 0 else str(prediction),
-            first.classes[prediction] if 0 <= prediction < len(first.classes) else "",
-            *(repr(float(column[row])) for column in (*scores, *percentiles)),
-        ]
+    labels, predictions = _classes_as_text(known.labels), _classes_as_text(known.predictions)
+    for row, prediction in enumerate(known.predictions.tolist()):
+        name = first.classes[prediction] if 0 <= prediction < len(first.classes) else ""
+        own = (column[row] for column in columns)
+        yield [key, side, paths[row], labels[row], predictions[row], name, *own]
 
 
 def read(path: str | Path) -> dict[str, Scores]:
@@ -153,11 +170,11 @@ def read(path: str | Path) -> dict[str, Scores]:
 
 
 def _methods(path: Path, head: list[str]) -> dict[str, dict[str, int]]:
-    """Of each method, which column has its scores and, perhaps, which its percentiles."""
+    """Of each method, which column has its scores and, perhaps, which its percentiles and predictions."""
     methods: dict[str, dict[str, int]] = {}
     fits = tuple(head[: len(COLUMNS)]) == COLUMNS and len({*head}) == len(head)
     for place, column in enumerate(head[len(COLUMNS) :], len(COLUMNS)):
-        for start in (SCORE, PERCENTILE):
+        for start in (SCORE, PERCENTILE, PREDICTION):
             if column.startswith(start) and is_name(name := column.removeprefix(start)):
                 methods.setdefault(name, {})[start] = place
                 break
@@ -166,7 +183,7 @@ def _methods(path: Path, head: list[str]) -> dict[str, dict[str, int]]:
     if not (fits and methods and all(SCORE in columns for columns in methods.values())):
         raise ResultError(
             f"{path}, line 1: the header is {shortened(','.join(head))!r}; expected {','.join(COLUMNS)}, then "
-            f"{SCORE}NAME for each method and perhaps {PERCENTILE}NAME"
+            f"{SCORE}NAME for each method, and perhaps {PERCENTILE}NAME or {PREDICTION}NAME"
         )
     return methods
 
@@ -222,8 +239,11 @@ def _scores(
         images[key] = known[key]
         if PERCENTILE in columns:
             percentiles = _numbers(path, [row[columns[PERCENTILE]] for row in rows], f"{PERCENTILE}{name}")
-            images[key] = replace(known[key], percentiles=percentiles)
-    of_known = known["id"]
+            images[key] = replace(images[key], percentiles=percentiles)
+        if PREDICTION in columns:
+            predictions = np.array([_class(path, row[columns[PREDICTION]]) for row in rows], np.int64)
+            images[key] = replace(images[key], predictions=predictions)
+    of_known = known["id"]  # the network's own predictions: accuracy is the plain network's
     right = of_known.labels == of_known.predictions
     accuracy = None if (of_known.labels < 0).any() else 100 * float(right.mean())
     return Scores(sides["id"]["id"], sides["near"], sides["far"], accuracy, images, classes, str(path.parent))

@@ -132,7 +132,7 @@ class _Draft:
         self.text.append("## Images")
         if found.methods:
             self.page.append(page.paragraph(_IMAGES_HINT))
-            self.text.append(markdown.points(["they are in report.html"]))
+            self.text.append("They are in report.html.")
         if found.pair and found.disagreement:
             one, other = found.pair
             self.page.append(f"<h3>{html.escape(f'{one} against {other}')}</h3>")

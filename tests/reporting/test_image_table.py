@@ -117,19 +117,43 @@ def test_images_without_files_or_classes(tmp_path):
     assert got["msp"].accuracy is None
 
 
-def test_results_of_several_networks_do_not_go_into_one(tmp_path):
+def test_a_method_with_predictions_of_its_own(tmp_path):
+    found = results()
+    own = {
+        key: replace(known, predictions=known.predictions[::-1]) for key, known in found["msp"].images.items()
+    }
+    found["msp"] = replace(found["msp"], images=own)
+    again = read(write({"adascale": found["adascale"], "msp": found["msp"]}, tmp_path / "images.csv"))
+    head = (tmp_path / "images.csv").read_bytes().partition(b"\r")[0].decode()
+    assert head.endswith("score_adascale,score_msp,percentile_adascale,prediction_msp")
+    for name in ("adascale", "msp"):
+        for key, known in found[name].images.items():
+            np.testing.assert_array_equal(again[name].images[key].predictions, known.predictions)
+
+
+def test_results_on_other_images_do_not_go_into_one(tmp_path):
     found = results()
     images = dict(found["adascale"].images)
-    for change in (
-        {"predictions": np.zeros(12, int)},
-        {"paths": ()},
-        {"labels": np.zeros(12, int)},
-    ):
-        other = replace(found["adascale"], images={**images, "f": replace(images["f"], **change)})
-        with pytest.raises(ResultError, match="adascale: its images"):
-            write({"msp": found["msp"], "adascale": other}, tmp_path / "images.csv")
-    with pytest.raises(ResultError, match="adascale: its images"):
-        write({**found, "adascale": replace(found["adascale"], near=())}, tmp_path / "images.csv")
+    nowhere = {key: replace(known, paths=()) for key, known in images.items()}
+
+    def refused(first, other, **change):
+        with pytest.raises(ResultError, match="adascale: its images or OOD sets are not those of msp"):
+            write({"msp": first, "adascale": replace(other, **change)}, tmp_path / "images.csv")
+
+    msp = found["msp"]
+    refused(msp, found["adascale"], images=nowhere)
+    refused(
+        msp, found["adascale"], images={**images, "f": replace(images["f"], paths=images["f"].paths[::-1])}
+    )
+    refused(msp, found["adascale"], near=())
+    refused(msp, found["adascale"], scores={key: values[1:] for key, values in msp.scores.items()})
+    without = replace(msp, images=nowhere)
+    refused(without, without, images={**nowhere, "id": replace(nowhere["id"], labels=np.zeros(12, int))})
+    write(
+        {"msp": without, "adascale": replace(without, images={**nowhere, "f": nowhere["f"]})},
+        tmp_path / "images.csv",
+    )
+    (tmp_path / "images.csv").unlink()
     with pytest.raises(ResultError, match="no results"):
         write({}, tmp_path / "images.csv")
     assert list(tmp_path.iterdir()) == []
@@ -141,6 +165,7 @@ def test_results_of_several_networks_do_not_go_into_one(tmp_path):
         ("set,side", "side,set", "line 1: the header"),
         ("score_msp", "score_adascale", "line 1: the header"),
         ("score_msp", "percentile_msp", "line 1: the header"),
+        ("score_msp", "prediction_msp", "line 1: the header"),
         ("score_msp", "msp", "line 1: the header"),
         ("id,id,/data/id/plain", "id,id,,/data/id/plain", "line 2: 11 columns; expected 10"),
         ("id,id,", "di,id,", "the set 'di' on the side 'id'"),
