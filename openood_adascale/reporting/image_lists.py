@@ -53,7 +53,7 @@ class ImageLists:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        if not (self.root / FOLDER).is_dir():
+        if not os.path.isdir(self.root / FOLDER):
             raise ResultError(f"data root: {root} has no folder {FOLDER}; expected OpenOOD's data folder")
         self._read: dict[Path, Listed | None] = {}
         self._paths: dict[tuple[Path, Path], tuple[str, ...]] = {}
@@ -63,7 +63,7 @@ class ImageLists:
         """Those of the checkout in whose ``results`` a run's folder lies; None where there are none."""
         for path in dict.fromkeys((Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))):
             for parent in path.parents:
-                if parent.name == "results" and (parent.parent / "data" / FOLDER).is_dir():
+                if parent.name == "results" and os.path.isdir(parent.parent / "data" / FOLDER):
                     return cls(parent.parent / "data")
         return None
 
@@ -77,7 +77,7 @@ class ImageLists:
             labels: (N,) that were saved of the known test images.
             scored: when the scores were saved; a list that was changed later may be another.
         """
-        names = [dataset] if dataset else sorted(path.name for path in (self.root / FOLDER).iterdir())
+        names = [dataset] if dataset else sorted(path.name for path in (self.root / FOLDER).glob("*"))
         found = {name: self._list(self._test_list(name)) for name in names}
         same = [name for name, listed in found.items() if listed and np.array_equal(listed.labels, labels)]
         if len(same) != 1:
@@ -145,13 +145,15 @@ class ImageLists:
         """ImageNet-200's covariate-shifted sets are named after it: imagenet_v2 is test_imagenet200_v2.txt."""
         safe = name if re.fullmatch(r"[\w.-]+", name) else "unknown"
         own = self.root / FOLDER / dataset / f"test_{dataset}_{safe.removeprefix('imagenet_')}.txt"
-        return own if safe.startswith("imagenet_") and own.is_file() else own.with_name(f"test_{safe}.txt")
+        return (
+            own if safe.startswith("imagenet_") and os.path.isfile(own) else own.with_name(f"test_{safe}.txt")
+        )
 
     def _store(self, dataset: str, name: str, first: str) -> Path | None:
         """The folder in which the listed images lie; None where that is in none, or in several that OpenOOD does not
         use for this set."""
         usual = "images_classic" if "cifar" in dataset or name == "textures" else "images_largescale"
-        there = [path for path in self.root.glob("images_*") if (path / first).exists()]
+        there = [path for path in self.root.glob("images_*") if os.path.exists(path / first)]
         if dataset in DATASETS and self.root / usual in there:
             return self.root / usual
         return there[0] if len(there) == 1 else None
