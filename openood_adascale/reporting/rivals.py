@@ -54,8 +54,9 @@ def whose(identity: Identity, chosen: str | None) -> tuple[str, str] | None:
         return None
     pairs = _pairs()
     dataset, _, network = chosen.strip().lower().partition(":")
-    found = dataset, NETWORKS.get(words_of(network), network)
-    if (*found,) not in pairs:
+    words = words_of(NETWORKS.get(words_of(network), network))
+    found = next((pair for pair in pairs if pair[0] == dataset and words_of(pair[1]) == words), None)
+    if found is None:
         there = ", ".join(":".join(pair) for pair in pairs)
         raise ResultError(f"published: {chosen!r}; expected {NONE}, or DATASET:NETWORK, which can be {there}")
     return found

@@ -7,7 +7,19 @@ import shutil
 
 import numpy as np
 import pytest
-from gallery_page import Cards, save_numbered
+from gallery_page import Cards
+from listed_run import (
+    COUNTS,
+    FIRST,
+    LABELS,
+    images_of,
+    labels_of,
+    lines_of,
+    save_data,
+    save_run,
+    saved,
+    write_list,
+)
 from report_files import CIFAR10, Page, report, save_scores
 
 from openood_adascale.errors import ResultError
@@ -15,67 +27,15 @@ from openood_adascale.reporting.gather import collect
 from openood_adascale.reporting.image_lists import NEEDED, ImageLists
 from openood_adascale.reporting.scores import read_pickle
 
-COUNTS = {"id": 60, "cifar100": 30, "tin": 20, "mnist": 20, "texture": 25, "cifar10c": 24}
-FIRST = {key: 500 * place for place, key in enumerate(COUNTS)}
-SIDES = {"near": ("cifar100", "tin"), "far": ("mnist", "texture")}
-LABELS = np.arange(60) % 10
-
-
-def write_list(data, name, lines):
-    path = data / "benchmark_imglist" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
-    os.utime(path, (1e9, 1e9))  # older than any scores here
-    return path
-
-
-def labels_of(key):
-    return LABELS[: COUNTS[key]] if key in ("id", "cifar10c") else np.full(COUNTS[key], -1)
-
-
-def lines_of(key):
-    return [f"{key}/test/{place}.png {label}" for place, label in enumerate(labels_of(key))]
-
 
 @pytest.fixture
 def data(tmp_path):
-    """A checkout's data folder, whose pictures show their numbers."""
-    data = tmp_path / "OpenOOD" / "data"
-    for key, count in COUNTS.items():
-        for place in range(count):
-            save_numbered(data / "images_classic" / key / "test" / f"{place}.png", FIRST[key] + place, 4)
-        write_list(data, f"cifar10/test_{'cifar10' if key == 'id' else key}.txt", lines_of(key))
-    return data
-
-
-def saved(order=None):
-    """What eval_ood.py saves: each image's score is its number."""
-    rng = np.random.default_rng(0)
-
-    def triple(key):
-        places = np.arange(COUNTS[key]) if order is None else rng.permutation(COUNTS[key])
-        scores = (FIRST[key] + places).astype(np.float32)
-        return [rng.integers(0, 10, len(places)), scores, labels_of(key)[places]]
-
-    return {
-        "id": {"train": None, "val": None, "test": triple("id")},
-        "csid": {"cifar10c": triple("cifar10c")},
-        "ood": {"val": None, **{side: {key: triple(key) for key in keys} for side, keys in SIDES.items()}},
-        "id_preds": LABELS, "id_labels": LABELS,
-        "csid_preds": {"cifar10c": LABELS[:24]}, "csid_labels": {"cifar10c": LABELS[:24]},
-    }  # fmt: skip
+    return save_data(tmp_path)
 
 
 @pytest.fixture
 def run(data):
-    folder = data.parent / "results" / CIFAR10
-    save_scores(folder / "s0" / "scores" / "msp.pkl", saved())
-    return folder
-
-
-def images_of(run, data_root=None, scheme="ood"):
-    (method,) = collect(run, data_root).methods[scheme]
-    return method.scores[0].images
+    return save_run(data)
 
 
 def check(images, scores):
@@ -114,17 +74,6 @@ def test_from_elsewhere_it_needs_the_data(run, data, tmp_path, capsys):
     assert "has no folder benchmark_imglist; expected OpenOOD's data folder" in capsys.readouterr().err
 
 
-def test_shuffled_scores_show_no_image(run, data):
-    save_scores(run / "s0" / "scores" / "msp.pkl", saved(order="shuffled"))
-    for known in images_of(run).values():
-        assert known.paths == ()
-        assert "eval_ood_imagenet.py's loaders shuffle" in known.unknown
-    assert report(run) == 0
-    assert not Cards(run / "report" / "report.html").cards
-    text = (run / "report" / "report.md").read_text()
-    assert text.count("shuffle") == 2  # once for each scheme
-
-
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -145,6 +94,24 @@ def test_a_list_that_is_not_the_one(run, data, change, why):
     assert why in images["cifar100"].unknown
     assert "test_cifar100.txt" in images["cifar100"].unknown
     assert len(images["tin"].paths) == 20
+
+
+def test_names_that_no_file_can_have(run, data):
+    """The system's errors about them are no reason to stop."""
+    long = "x" * 300
+    write_list(data, "cifar10/test_cifar100.txt", [f"{long}.png -1", *lines_of("cifar100")[1:]])
+    scores = saved()
+    scores["ood"]["far"][f"imagenet_{long}"] = scores["ood"]["far"].pop("texture")
+    save_scores(run / "s0" / "scores" / "msp.pkl", scores)
+    images = images_of(run)
+    assert f"such as {long}.png, which are not in" in images["cifar100"].unknown
+    assert "is needed, which cannot be read" in images[f"imagenet_{long}"].unknown
+    assert len(images["tin"].paths) == 20
+    assert report(run) == 0
+    for root in ("y" * 5000, "a\0b"):
+        with pytest.raises(ResultError, match="has no folder benchmark_imglist"):
+            ImageLists(root)
+    assert ImageLists.beside("/" + "y" * 5000 + "/results/run") is None
 
 
 def test_a_list_that_was_changed_since(run, data):

@@ -13,6 +13,7 @@ from openood_adascale.errors import ResultError
 from openood_adascale.metrics import COLUMNS
 from openood_adascale.reporting.gather import collect
 from openood_adascale.reporting.identify import Identity
+from openood_adascale.reporting.names import label_of
 from openood_adascale.reporting.report import write
 from openood_adascale.reporting.rivals import published_name, rivals, whose
 from openood_adascale.reporting.runs import Evaluated, unknown
@@ -134,6 +135,34 @@ def test_whose_figures(identity, chosen, want):
     assert whose(identity, chosen) == want
 
 
+def test_all_that_is_published_can_be_chosen(tmp_path):
+    """By the names that the error tells, in whatever case."""
+    rows = published.results()
+    pairs = {pair for pair in zip(rows["dataset"], rows["network"], strict=True) if pair[1] != "average"}
+    assert ("imagenet", "resnet50-ISH") in pairs
+    for pair in pairs:
+        for chosen in (":".join(pair), f" {':'.join(pair).upper()} "):
+            assert whose(Identity(""), chosen) == pair
+    save_table(tmp_path / "ood" / "msp.csv", 70)
+    assert report(tmp_path, "--published", "imagenet:resnet50-ISH") == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert f"*{authors(network='resnet50-ISH').loc['nearood', 'AUROC']:.2f}*" in text
+
+
+def test_every_published_method_is_known_when_it_was_run():
+    """However its postprocessor is called: else a table had it twice, the second as if it was not run."""
+    stems = ("ash", "bfact", "ebo", "lts", "mls", "msp", "optfs", "react", "scale")
+    names = {name for name in published.results()["method"] if "," not in name}
+    for ours in (("adascale", "adascale_logit"), ("adascale_a", "adascale_l")):
+        run = [measured(label_of(stem), **PAPER) for stem in (*stems, *ours)]
+        assert {published_name(method.label) for method in run} == names
+        assert rivals(run, IMAGENET, "ood").beside == []
+        for left_out in run:
+            others = [method for method in run if method is not left_out]
+            (rival,) = rivals(others, IMAGENET, "ood").beside
+            assert rival.label == f"{published_name(left_out.label)} (published)"
+
+
 @pytest.mark.parametrize("chosen", ["imagenet", "imagenet:", "imagenet:average", "cifar10:resnet50", ":", ""])
 def test_nothing_is_published_for_it(chosen, tmp_path):
     with pytest.raises(
@@ -188,3 +217,13 @@ def test_results_in_memory_can_be_told_whose_they_are(tmp_path):
     text = (write(run, tmp_path / "a", published="imagenet:resnet50").parent / "report.md").read_text()
     assert "*AdaSCALE-L (published)*" in text
     assert "(published)" not in (write(run, tmp_path / "b").parent / "report.md").read_text()
+
+
+def test_a_preset_is_the_method_that_it_sets(tmp_path):
+    """OpenOOD's name for a run of this package's preset."""
+    save_table(tmp_path / "ood" / "adascale_resnet50.csv", 70)
+    save_table(tmp_path / "ood" / "msp.csv", 60)
+    assert report(tmp_path, "--published", "imagenet:resnet50") == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "*AdaSCALE-L (published)*" in text
+    assert "*AdaSCALE-A (published)*" not in text
