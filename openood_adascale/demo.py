@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,15 +17,14 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
-from .detectors.adascale import AdaSCALE
 from .detectors.base import Detector
 from .detectors.registry import METHODS
-from .equations import adaptive_percentile, empirical_cdf
 from .evaluation.benchmark import Benchmark
-from .evaluation.evaluate import Result, evaluate
+from .evaluation.evaluate import evaluate
+from .evaluation.images import pillow
+from .evaluation.result import Result
 from .evaluation.tables import save_csv
-from .evidence.collect import batches
-from .reporting import pictures
+from .reporting import image_table, pictures
 
 KNOWN = (0, 1, 2, 3, 4, 5)
 SIDE = 16
@@ -103,6 +103,7 @@ def load_benchmark(seed: int = 0, batch_size: int = 200) -> tuple[Benchmark, Ten
         val=loader(dataset(images[val], labels[val])),
         ood_val=loader(dataset(images[second[:quarter]])),
         train=loader(dataset(images[train], labels[train])),
+        classes=tuple(map(str, KNOWN)),
     )
     return benchmark, dataset(images[train], labels[train])
 
@@ -180,14 +181,17 @@ def _run(output: Path, seed: int, progress: bool | None) -> pd.DataFrame:
         save_csv(result.table, output / "ood" / f"{name}.csv")
         if result.search is not None:
             result.search.to_csv(output / f"search_{name}.csv", index=False)
+    results = pictured(results, benchmark, output / "pictures")
+    image_table.write(results, output / image_table.NAME)
     summary = summarise(results)
     print(summary.to_string(float_format="{:.2f}".format))
     summary.to_csv(output / "summary.csv", float_format="%.2f")
     picture = output / "demo.png"
-    draw(cast(AdaSCALE, detectors["adascale"]), benchmark, results).savefig(picture, dpi=150)
+    draw(results).savefig(picture, dpi=150)
     print(
         "\nThe demo's data are small: read the table as an example, not as a ranking of methods.\n"
-        f"Took {time.perf_counter() - start:.0f} s. Tables and picture are in {output} (look at {picture})."
+        f"Took {time.perf_counter() - start:.0f} s. Tables and pictures are in {output} (look at {picture}, and "
+        f"at the page of: openood-adascale report {output})."
     )
     return summary
 
@@ -217,14 +221,29 @@ def summarise(results: Mapping[str, Result]) -> pd.DataFrame:
     ).T
 
 
-def draw(detector: AdaSCALE, benchmark: Benchmark, results: Mapping[str, Result]) -> pictures.Figure:
-    """Score distributions of energy and AdaSCALE-A, and the percentiles that AdaSCALE-A chose."""
-    loaders: dict[str, list[Iterable[Any]]] = {
-        "known": [benchmark.test],
-        "near-OOD": list(benchmark.near.values()),
-        "far-OOD": list(benchmark.far.values()),
+def pictured(results: Mapping[str, Result], benchmark: Benchmark, folder: Path) -> dict[str, Result]:
+    """The results with the images that they are of as files, ``folder``/SET/NUMBER.png."""
+    loaders: dict[str, Any] = {"id": benchmark.test, **benchmark.near, **benchmark.far}
+    black, white = torch.aminmax(loaders["id"].dataset.tensors[0])
+    paths: dict[str, tuple[str, ...]] = {}
+    for name, loader in loaders.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        grey = ((loader.dataset.tensors[0][:, 0] - black) / (white - black)).clamp(0, 1)
+        paths[name] = tuple(str(folder / name / f"{number}.png") for number in range(len(grey)))
+        for path, image in zip(paths[name], (255 * grey).round().byte().numpy(), strict=True):
+            pillow().fromarray(image).save(path)
+    return {
+        method: replace(
+            result, images={name: replace(known, paths=paths[name]) for name, known in result.images.items()}
+        )
+        for method, result in results.items()
     }
-    names = {"known": ["id"], "near-OOD": list(benchmark.near), "far-OOD": list(benchmark.far)}
+
+
+def draw(results: Mapping[str, Result]) -> pictures.Figure:
+    """Score distributions of energy and AdaSCALE-A, and the percentiles that AdaSCALE-A chose."""
+    adascale = results["adascale"]
+    names = {"known": ("id",), "near-OOD": adascale.near, "far-OOD": adascale.far}
     panels = {}
     for method in ("ebo", "adascale"):
         scores = {
@@ -232,22 +251,8 @@ def draw(detector: AdaSCALE, benchmark: Benchmark, results: Mapping[str, Result]
         }
         panels[f"{METHODS[method].label}: score"] = ("score (larger is more in-distribution)", scores)
     chosen = {
-        group: np.concatenate([percentiles(detector, loader) for loader in own])
-        for group, own in loaders.items()
+        group: np.concatenate([np.asarray(adascale.images[name].percentiles) for name in own])
+        for group, own in names.items()
     }
     panels[f"{METHODS['adascale'].label}: percentile chosen per image"] = ("percentile p (%)", chosen)
     return pictures.histograms(panels, COLOURS)
-
-
-def percentiles(detector: AdaSCALE, loader: Iterable[Any]) -> np.ndarray:
-    """(N,) the percentiles, in percent, that a fitted AdaSCALE chooses for a loader's images.
-
-    Not by ``AdaSCALE.percentiles``, which runs the network: of images that this process has judged before, the
-    activations are at hand.
-    """
-    settings, state = detector.settings, cast(Tensor, detector.state)
-    parts = []
-    for evidence, _ in batches(detector.reader, loader, settings.plan(), settings.execution, progress=False):
-        values = evidence.oodness(settings.perturbation, settings.k1, settings.k2, settings.lmbda)
-        parts.append(adaptive_percentile(empirical_cdf(state, values), *settings.percentile).numpy())
-    return np.concatenate(parts)

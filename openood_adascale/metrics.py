@@ -1,9 +1,11 @@
-"""FPR@95, AUROC and both AUPR: the one place that knows them. Needs neither torch nor OpenOOD.
+"""FPR@95, AUROC, both AUPR and thresholds: the one place that knows them. Needs neither torch nor OpenOOD.
 
 scikit-learn is imported when a metric is asked for: scoring images needs none.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -78,3 +80,18 @@ def _all(id_scores: np.ndarray, ood_scores: np.ndarray) -> np.ndarray:
 
 def _is_ood(id_scores: np.ndarray, ood_scores: np.ndarray) -> np.ndarray:
     return np.r_[np.zeros(len(id_scores), dtype=int), np.ones(len(ood_scores), dtype=int)]
+
+
+def score_kept(ascending: np.ndarray, share: float) -> float:
+    """The largest of some scores that at least ``share`` of them reach: ``np.mean(scores >= found) >= share``.
+
+    Args:
+        ascending: (N,) the scores in ascending order, N > 0.
+        share: within (0, 1].
+    """
+    count = len(ascending)
+    kept = max(1, math.floor(share * count))
+    # Rounding the product up would ask for 8 of 100 at 0.07: it is 7.000000000000001.
+    while kept / count < share:
+        kept += 1
+    return float(ascending[count - kept])

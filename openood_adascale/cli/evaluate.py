@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..detectors.registry import METHODS
 from ..errors import SettingError
-from .options import add_network, add_precision, add_reading
+from .options import add_network, add_pictures, add_precision, add_reading, pictures_chosen
 from .output import complain
 
 
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="folders: each class of --id in a folder of its own; or a CSV: path, label",
     )
+    add("--classes", metavar="FILE", help="names of the network's classes for the report, one a line")
     add("--methods", metavar="NAMES", help="separated by commas; all (the default) are this package's")
     add(
         "--search",
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="search the settings on validation images",
     )
     add("--out", metavar="DIR", help="folder for tables and report")
+    add_pictures(parser)
     add_precision(parser)
     add_reading(parser)
 
@@ -47,6 +50,7 @@ def execute(options: argparse.Namespace) -> int:
     """Run it and print a table of all; 2 where an option or an image cannot be used."""
     try:
         chosen = choices(options)
+        _check_report(chosen)  # what is wrong is to be known before the passes
         # Late, since they import torch.
         from ..evaluation.own_images import evaluate_folders
         from ..plugin.process import keep_memory
@@ -109,11 +113,26 @@ def _sets(name: str, given: Any) -> dict[str, str]:
     return sets
 
 
+def _check_report(chosen: dict[str, Any]) -> None:
+    from ..reporting.identify import Identity
+    from ..reporting.rivals import whose
+
+    wanted = pictures_chosen(chosen)
+    named = chosen["methods"] or "all"
+    names = {str(name).strip() for name in (named.split(",") if isinstance(named, str) else named)}
+    there = [name for name in METHODS if name in names or "all" in names]
+    for name in wanted.get("pair", ()):
+        if name not in there and name.casefold() not in (METHODS[one].label.casefold() for one in there):
+            raise SettingError("--pair", name, f"two of the methods: {', '.join(there)}")
+    whose(Identity(""), wanted.get("published"))
+
+
 def _write(chosen: dict[str, Any], results: dict[str, Any]) -> None:
     import yaml
 
     from .. import __version__
     from ..evaluation.tables import save_csv
+    from ..reporting import image_table
     from ..reporting.gather import from_results
     from ..reporting.report import write
 
@@ -123,11 +142,13 @@ def _write(chosen: dict[str, Any], results: dict[str, Any]) -> None:
         if result.search is not None:
             (out / "search").mkdir(parents=True, exist_ok=True)
             result.search.to_csv(out / "search" / f"{name}.csv", index=False)
+    image_table.write(results, out / image_table.NAME)
     was_run = {name: value for name, value in chosen.items() if value is not None}
     text = yaml.safe_dump(was_run, sort_keys=False, allow_unicode=True)
     (out / "evaluate.yml").write_text(
         f"# What openood-adascale {__version__} ran; again by: openood-adascale evaluate --config evaluate.yml\n{text}",
         encoding="utf-8",
     )
-    page = write(from_results(results, title=str(chosen["network"])), out / "report")
+    run = from_results(results, title=str(chosen["network"]))
+    page = write(run, out / "report", **pictures_chosen(chosen))
     print(f"Tables are in {out / 'ood'}, the report is {page}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import ResultError
+from ..errors import ResultError, SettingError
 from ..reporting.text import shown
+from .options import add_pictures, pictures_chosen
 from .output import complain
 
 
@@ -19,6 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", type=Path, help="a run's folder, e.g. results/imagenet_resnet50_tvsv1_base_default"
     )
     parser.add_argument("-o", "--out", type=Path, help="folder to write to (default: FOLDER/report)")
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        metavar="DIR",
+        help="OpenOOD's data folder, to show images (default: data in the checkout in whose results FOLDER lies)",
+    )
+    add_pictures(parser)
     parser.add_argument("--training", help="leaderboard: training method (default: from the folder's name)")
     parser.add_argument(
         "--outlier-data", choices=("No", "Yes"), help="leaderboard: outliers in training (default: No)"
@@ -47,8 +55,10 @@ def execute(options: argparse.Namespace) -> int:
     }
     entry = {name: value for name, value in told.items() if value is not None}
     try:
-        page = write(collect(options.folder), options.out or options.folder / "report", entry)
-    except (ResultError, OSError) as error:
+        run = collect(options.folder, options.data_root)
+        out = options.out or options.folder / "report"
+        page = write(run, out, entry, **pictures_chosen(vars(options)))
+    except (ResultError, SettingError, OSError) as error:
         complain(f"error: {error}")
         return 2
     print(shown(str(page)))

@@ -133,7 +133,10 @@ class AdaSCALE(LearningDetector[AdaSCALESettings, Tensor]):
 
     def percentiles(self, images: Tensor) -> Tensor:
         """(B,) adaptive percentiles p of (B, ...) images, in percent; low where an image moves much."""
-        evidence = self._read(images)
+        return self.percentiles_of(self._read(images))
+
+    def percentiles_of(self, evidence: Evidence) -> Tensor:
+        """:meth:`percentiles` of (N,) images whose Evidence is there already."""
         return _percentiles(evidence, self.settings, cast(Tensor, self.state))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import nn
 from ..evidence.evidence import Evidence
 from ..evidence.fingerprint import Glance, network_digest
 from ..evidence.modes import unwrap
+from ..metrics import score_kept
 from .settings import Settings, number_within
 
 if TYPE_CHECKING:
@@ -114,13 +114,7 @@ def threshold_of(scores: np.ndarray, tpr: float) -> float:
     Raises:
         SettingError: another ``tpr``.
     """
-    tpr = number_within("tpr", tpr, 0, 1, brackets="(]")
-    count = len(scores)
-    kept = max(1, math.floor(tpr * count))
-    # Rounding the product up would ask for 8 of 100 at 0.07: it is 7.000000000000001.
-    while kept / count < tpr:
-        kept += 1
-    return float(scores[count - kept])
+    return score_kept(scores, number_within("tpr", tpr, 0, 1, brackets="(]"))
 
 
 def threshold(detector: Detector[Any, Any], tpr: float, thorough: bool = False) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ class Benchmark:
         ood_val: OOD validation images, the other half.
         train: in-distribution training images, for methods that learn from them.
         covariate_shift: OpenOOD's ``csid`` sets by name, which count as in-distribution under full-spectrum OOD.
+        classes: names of the network's classes 0, 1, …, for reports; none takes those of the test images' folders, if it has
+            as many classes.
     """
 
     test: Iterable[Any]
@@ -33,6 +35,7 @@ class Benchmark:
     ood_val: Iterable[Any] | None = None
     train: Iterable[Any] | None = None
     covariate_shift: Mapping[str, Iterable[Any]] = field(default_factory=dict)
+    classes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.covariate_shift = self.covariate_shift or {}

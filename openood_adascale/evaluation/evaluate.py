@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
-import numpy as np
-import pandas as pd
 from torch import nn
 
 from ..detectors.base import Detector
 from ..errors import SettingError
 from ..evidence.modes import evaluating
 from ..evidence.sharing import StoreLike, using_store
-from ..metrics import COLUMNS, ood_metrics
 from .accuracy import accuracy
 from .benchmark import Benchmark
 from .in_group import together
-from .one_pass import AnyDetector, OnePass, TestScores
-from .postprocessors import Postprocessor, check, is_postprocessor, prepare, scores_of
+from .one_pass import AnyDetector, OnePass, Seen, TestScores
+from .postprocessors import Postprocessor, check, inferred, is_postprocessor, prepare
+from .result import Result, result_of
 
 AnyMethod: TypeAlias = AnyDetector | Postprocessor
-
-
-@dataclass
-class Result:
-    """What :func:`evaluate` found of one method."""
-
-    table: pd.DataFrame
-    """Rows: the near sets, ``nearood`` (their mean), the far sets, ``farood``; columns
-    :data:`~openood_adascale.metrics.COLUMNS`, in percent."""
-    scores: dict[str, np.ndarray]
-    """Of ``id`` (with the covariate-shifted sets under full-spectrum OOD) and of every OOD set by name."""
-    search: pd.DataFrame | None = None
-    """The candidates and their AUROC in percent, where there was a search."""
-    near: tuple[str, ...] = ()
-    far: tuple[str, ...] = ()
-    """The names of the OOD sets."""
-    scheme: str = "ood"
-    """``ood``, or ``fsood`` under full-spectrum OOD, as OpenOOD calls them."""
 
 
 @overload
@@ -218,12 +197,16 @@ def _evaluate_postprocessor(
 ) -> tuple[Result, float]:
     with evaluating(network):  # as OpenOOD's Evaluator does for its postprocessors
         searched = prepare(method, benchmark, network, search)
-        tested = TestScores(benchmark, full_spectrum)
+        tested, seen = TestScores(benchmark, full_spectrum), Seen()
         for name, loader in tested.loaders():
-            tested.add(name, scores_of(method, network, loader, progress is not False))
+            predictions, scores, labels = inferred(method, network, loader, progress is not False)
+            tested.add(name, scores)
+            seen.add(labels, predictions)
+            seen.end(name, loader)
         if known_accuracy is None:
             known_accuracy = accuracy(network, *tested.known_loaders, progress=progress)
-    return _result(benchmark, tested.scores(), searched, known_accuracy, full_spectrum), known_accuracy
+    result = result_of(benchmark, tested, seen, searched, known_accuracy, full_spectrum)
+    return result, known_accuracy
 
 
 def _evaluate_detectors(
@@ -246,37 +229,17 @@ def _evaluate_detectors(
     for group in in_order:
         one = OnePass(group, benchmark, progress)
         tables = one.prepare(search, sweeps)
-        tested, in_float32 = one.test(full_spectrum, known_accuracy is None)
+        tested, seen, in_float32 = one.test(full_spectrum, known_accuracy is None)
         network = next(iter(group.values())).network
         percent = known_accuracy if known_accuracy is not None else accuracies.get(id(network), in_float32)
         if percent is None:  # only a lower precision's is at hand, and ACC is the plain network's
             percent = accuracy(network, *tested[next(iter(group))].known_loaders, progress=progress)
         accuracies[id(network)] = percent
         for name in group:
-            scores = tested[name].scores()
-            found[name] = _result(benchmark, scores, tables.get(name), percent, full_spectrum)
+            found[name] = result_of(benchmark, tested[name], seen, tables.get(name), percent, full_spectrum)
     return found
 
 
 def _precision(group: Mapping[str, AnyDetector]) -> str:
     """In which all detectors of a group run their network."""
     return next(iter(group.values())).settings.execution.precision
-
-
-def _result(
-    benchmark: Benchmark,
-    scores: dict[str, np.ndarray],
-    search: pd.DataFrame | None,
-    known_accuracy: float,
-    full_spectrum: bool,
-) -> Result:
-    rows: dict[str, dict[str, float]] = {}
-    for split, sets in (("nearood", benchmark.near), ("farood", benchmark.far)):
-        for name in sets:
-            rows[name] = ood_metrics(scores["id"], scores[name])
-        rows[split] = {
-            column: float(np.mean([rows[name][column] for name in sets])) for column in COLUMNS[:-1]
-        }
-    table = pd.DataFrame.from_dict(rows, orient="index").assign(ACC=known_accuracy)[list(COLUMNS)]
-    scheme = "fsood" if full_spectrum else "ood"
-    return Result(table, scores, search, tuple(benchmark.near), tuple(benchmark.far), scheme)

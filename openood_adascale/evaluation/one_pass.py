@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from ..detectors.base import Detector
 from ..detectors.learning import LearningDetector, StreamingDetector, Summary
@@ -15,8 +17,57 @@ from ..evidence.evidence import Evidence
 from ..evidence.plan import Plan
 from .accuracy import Hits
 from .benchmark import Benchmark
+from .per_image import PerImage, joined
+from .which_files import files_of
 
 AnyDetector: TypeAlias = Detector[Any, Any]
+
+
+@runtime_checkable
+class Adaptive(Protocol):
+    """A method with a percentile of its own for each image, as AdaSCALE has it."""
+
+    def percentiles_of(self, evidence: Evidence) -> Tensor:
+        """(N,) in percent."""
+
+
+class Seen:
+    """What a pass shows of test images, whatever the method."""
+
+    def __init__(self) -> None:
+        self.classes = 0
+        """How many the network has; 0 where that is not seen."""
+        self._parts: dict[str, list[PerImage]] = {}
+        self._batches: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, labels: np.ndarray, predictions: np.ndarray) -> None:
+        """(B,) labels and predicted classes of a batch."""
+        self._batches.append((labels, predictions))
+
+    def end(self, name: str, loader: Iterable[Any]) -> None:
+        """All that was added since the last call were a loader's, of the set ``name``."""
+        labels, predictions = (
+            np.concatenate([batch[column] for batch in self._batches]) for column in (0, 1)
+        )
+        self._batches = []
+        paths, unknown = files_of(loader)
+        if paths and len(paths) != len(labels):
+            paths, unknown = (
+                (),
+                f"its loader yielded {len(labels)} images, its data set tells {len(paths)} files",
+            )
+        self._parts.setdefault(name, []).append(PerImage(labels, predictions, paths, unknown))
+
+    def images(self, percentiles: Mapping[str, np.ndarray]) -> dict[str, PerImage]:
+        """By set.
+
+        Args:
+            percentiles: (N,) of a set's images, where there are any.
+        """
+        return {
+            name: replace(joined(parts), percentiles=percentiles.get(name))
+            for name, parts in self._parts.items()
+        }
 
 
 class TestScores:
@@ -32,6 +83,7 @@ class TestScores:
         }
         self._sets = {**benchmark.near, **benchmark.far}
         self._scores: dict[str, list[np.ndarray]] = {}
+        self._percentiles: dict[str, list[np.ndarray]] = {}
 
     @property
     def known_loaders(self) -> list[Iterable[Any]]:
@@ -44,13 +96,19 @@ class TestScores:
             yield "id", loader
         yield from self._sets.items()
 
-    def add(self, name: str, scores: np.ndarray) -> None:
-        """Take in some more scores, in the loaders' order."""
+    def add(self, name: str, scores: np.ndarray, percentiles: np.ndarray | None = None) -> None:
+        """Take in some more scores, in the loaders' order; and the adaptive percentiles behind them, if there are any."""
         self._scores.setdefault(name, []).append(scores)
+        if percentiles is not None:
+            self._percentiles.setdefault(name, []).append(percentiles)
 
     def scores(self) -> dict[str, np.ndarray]:
         """All of them, by name."""
         return {name: np.concatenate(parts) for name, parts in self._scores.items()}
+
+    def percentiles(self) -> dict[str, np.ndarray]:
+        """Of a method that has them, by name."""
+        return {name: np.concatenate(parts).astype(float) for name, parts in self._percentiles.items()}
 
 
 class OnePass:
@@ -146,25 +204,35 @@ class OnePass:
         plan = Plan.union(plans)
         return collect(self._reader, loader, plan, self._execution, self._progress, title)
 
-    def test(self, full_spectrum: bool, want_accuracy: bool) -> tuple[dict[str, TestScores], float | None]:
-        """The scores on all test images by detector, and the accuracy in percent if the pass gives it."""
+    def test(
+        self, full_spectrum: bool, want_accuracy: bool
+    ) -> tuple[dict[str, TestScores], Seen, float | None]:
+        """The scores on all test images by detector, what was seen of these, and the accuracy in percent if the pass
+        gives it."""
         tested = {name: TestScores(self._benchmark, full_spectrum) for name in self._detectors}
         plan = Plan.union(detector.settings.plan() for detector in self._detectors.values())
         hits = Hits() if want_accuracy and self._execution.precision == "float32" else None
+        seen = Seen()
         for detector in self._detectors.values():
             detector.require_fit(thorough=True)
         for name, loader in next(iter(tested.values())).loaders():
             for evidence, labels in self._batches(loader, plan, f"Score {name}"):
                 for key, detector in self._detectors.items():
-                    tested[key].add(name, self._scores(detector, evidence))
+                    tested[key].add(name, *self._scores(detector, evidence))
+                predictions = evidence.prediction.cpu().numpy()
+                seen.add(labels, predictions)
                 if hits is not None and name == "id":
-                    hits.add(evidence.prediction.cpu().numpy(), labels)
-        return tested, None if hits is None else hits.percent()
+                    hits.add(predictions, labels)
+                seen.classes = evidence.logits.shape[1]
+            seen.end(name, loader)
+        return tested, seen, None if hits is None else hits.percent()
 
     @staticmethod
-    def _scores(detector: AnyDetector, evidence: Evidence) -> np.ndarray:
-        scores: np.ndarray = detector.judge(evidence, detector.settings, detector.state)[1].cpu().numpy()
-        return scores
+    def _scores(detector: AnyDetector, evidence: Evidence) -> tuple[np.ndarray, np.ndarray | None]:
+        scores = detector.judge(evidence, detector.settings, detector.state)[1].cpu().numpy()
+        return scores, detector.percentiles_of(evidence).cpu().numpy() if isinstance(
+            detector, Adaptive
+        ) else None
 
     def _batches(self, loader: Iterable[Any], plan: Plan, description: str) -> Iterator[Collected]:
         return batches(self._reader, loader, plan, self._execution, self._progress, description)

@@ -14,6 +14,7 @@ from ..errors import SettingError
 from .benchmark import Benchmark
 from .evaluate import Result, evaluate
 from .one_pass import AnyDetector
+from .per_image import class_names_in
 from .reading import Reading, Say
 
 
@@ -29,6 +30,7 @@ def evaluate_folders(chosen: Mapping[str, Any], say: Say) -> dict[str, Result]:
         ImageError: an image that cannot be read.
         StoreError: the store cannot be used, or has no room.
     """
+    named = None if chosen.get("classes") is None else class_names_in(chosen["classes"])
     reading = Reading(chosen, say)
     labels = chosen.get("labels")
     detectors = _detectors(chosen, reading.loaded.network)
@@ -43,6 +45,7 @@ def evaluate_folders(chosen: Mapping[str, Any], say: Say) -> dict[str, Result]:
         val=val,
         ood_val=ood_val,
         train=train,
+        classes=reading.loaded.classes if named is None else named,
     )
     search = chosen.get("search")
     if search is None and benchmark.ood_val is None:

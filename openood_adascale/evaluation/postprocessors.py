@@ -12,6 +12,7 @@ from torch import nn
 from ..detectors.search import product, search_aurocs
 from ..errors import SettingError
 from .benchmark import Benchmark
+from .per_image import whole
 
 
 class Postprocessor(Protocol):
@@ -31,9 +32,13 @@ def is_postprocessor(method: Any) -> bool:
     return all(callable(getattr(method, name, None)) for name in ("setup", "inference"))
 
 
-def scores_of(method: Postprocessor, network: nn.Module, loader: Iterable[Any], progress: bool) -> np.ndarray:
-    """(N,) scores of a loader's images."""
-    return np.asarray(method.inference(network, loader, progress=progress)[1])
+def inferred(
+    method: Postprocessor, network: nn.Module, loader: Iterable[Any], progress: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) predicted classes, scores and labels of a loader's images; −1 for classes or labels that are none."""
+    predictions, scores, labels = method.inference(network, loader, progress=progress)
+    scores = np.asarray(scores)
+    return whole(predictions, len(scores)), scores, whole(labels, len(scores))
 
 
 def check(method: Postprocessor, benchmark: Benchmark, search: bool) -> None:
@@ -69,7 +74,7 @@ def prepare(
 
     def scores(chosen: list[Any]) -> tuple[np.ndarray, np.ndarray]:
         searched.set_hyperparam(chosen)
-        return scores_of(method, network, known, False), scores_of(method, network, unknown, False)
+        return inferred(method, network, known, False)[1], inferred(method, network, unknown, False)[1]
 
     aurocs = search_aurocs(tried, scores, progress=False)
     searched.set_hyperparam(tried[int(np.argmax(aurocs))])

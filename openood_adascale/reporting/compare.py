@@ -139,7 +139,7 @@ def _compare_source(
     measured = {canonical_set(str(name)): str(name) for name in table.mean.index}
     names = [str(name) for name in rows["ood_set"]]
     for side, average in (("near", "nearood"), ("far", "farood")):
-        members = _members(side, names)
+        members = members_of(side, names)
         if members is None:
             continue
         measured_sets = frozenset(map(canonical_set, table.near if side == "near" else table.far))
@@ -168,7 +168,7 @@ def _compare_source(
     notes.extend(note for note in rows["note"].unique() if note)
 
 
-def _members(side: str, names: list[str]) -> frozenset[str] | None:
+def members_of(side: str, names: list[str]) -> frozenset[str] | None:
     """The OOD sets behind a source's average; None where it has none."""
     if f"{side}-average" in names:
         return published.PAPER_SETS[side]

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import ResultError
+from . import image_table
 from .files import is_regular, not_regular
 from .identify import Identity, identify
-from .names import LABELS, SCHEMES, label_of
+from .image_lists import ImageLists
+from .names import LABELS, SCHEMES, label_of, method_of
 from .runs import Evaluated, Run, mean_and_std, ranked, unknown
 from .scores import Scores, finite, read_npz, read_pickle
 from .searches import Search, read_pickled_search, read_search
@@ -21,7 +23,7 @@ from .tables import ResultTable, find_tables, read_table
 from .text import shown
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import Result
+    from ..evaluation.result import Result
 
 _Read = TypeVar("_Read")
 
@@ -70,27 +72,35 @@ def _in_memory(label: str, result: Result) -> Evaluated:
     near, far = ({key: finite(result.scores[key]) for key in side} for side in (result.near, result.far))
     table = ResultTable(result.near, result.far, result.table, unknown(result.table))
     accuracy = table.value(next(iter(result.table.index)), "ACC")[0]
-    return Evaluated(label, table, (Scores(finite(result.scores["id"]), near, far, accuracy),))
+    scores = finite(result.scores["id"])
+    classes = dict(enumerate(result.classes))
+    return Evaluated(label, table, (Scores(scores, near, far, accuracy, result.images, classes),))
 
 
-def collect(folder: str | Path) -> Run:
+def collect(folder: str | Path, data_root: str | Path | None = None) -> Run:
     """Read every result CSV, saved score and search table below a folder; whatever is missing is left out.
 
     So is a file that is malformed, unreadable or unsafe to read; the notes say which and why. Raises
     :class:`~openood_adascale.errors.ResultError` if nothing is left, or if the folder holds runs of several datasets
     or networks.
+
+    Args:
+        folder: of the run.
+        data_root: OpenOOD's data folder, whose image lists tell which images the saved scores are of. None takes that
+            of the checkout in whose ``results`` the run lies.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ResultError(f"{folder}: no such folder; expected a run's folder")
-    return _Gathering(folder).everything()
+    lists = ImageLists.beside(folder) if data_root is None else ImageLists(data_root)
+    return _Gathering(folder, lists).everything()
 
 
 class _Gathering:
     """What was found below a folder so far."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, lists: ImageLists | None) -> None:
+        self.folder, self.lists = folder, lists
         self.notes: list[str] = []
         self.left_out: list[str] = []
         self.identities: list[Identity] = []
@@ -103,13 +113,14 @@ class _Gathering:
         """Look for all that a report shows."""
         near, others = self._read_tables()
         self._read_scores(near)
+        self._read_images(others)
         self._check_that_it_is_one_run()
         self._read_searches(others)
         if not (self.tables or self.scores or self.searches):
             why = "".join(f"; left out: {reason}" for reason in self.left_out)
             raise ResultError(
                 f"{self.folder}: nothing to report; expected result CSVs (ood/, fsood/, ood.csv), saved scores "
-                f"(scores/*.pkl, scores/*.npz) or search tables (search_*.csv){why}"
+                f"(scores/*.pkl, scores/*.npz, {image_table.NAME}) or search tables (search_*.csv){why}"
             )
         identity = next((found for found in self.identities if found.run), Identity(""))
         methods = {scheme: self._methods(scheme) for scheme in SCHEMES}
@@ -153,10 +164,11 @@ class _Gathering:
 
     def _read_scores(self, near: Mapping[Path, tuple[str, ...]]) -> None:
         for path in self._files("scores/*.pkl"):
-            loaded = self._usable(read_pickle, path)
+            identity = identify(path)
+            read = functools.partial(read_pickle, lists=self.lists, dataset=identity.dataset)
+            loaded = self._usable(read, path)
             if loaded is None:
                 continue
-            identity = identify(path)
             self.identities.append(identity)
             for scheme, saved in loaded.items():
                 self.scores[scheme][_label(identity)].append(saved)
@@ -171,6 +183,16 @@ class _Gathering:
             self.identities.append(identity)
             self.scores[identity.scheme or "ood"][_label(identity)].append(of_main_py)
 
+    def _read_images(self, others: list[Path]) -> None:
+        for path in others:
+            if path.name != image_table.NAME or (read := self._usable(image_table.read, path)) is None:
+                continue
+            identity = identify(path)
+            self.identities.append(identity)
+            for name, saved in read.items():
+                label = _label(replace(identity, stem=name, method=method_of(name)[0]))
+                self.scores[identity.scheme or "ood"][label].append(saved)
+
     def _check_that_it_is_one_run(self) -> None:
         found = {f"{i.dataset} {i.network} {i.training or ''}".strip() for i in self.identities if i.run}
         if len(found) > 1:
@@ -180,7 +202,8 @@ class _Gathering:
 
     def _read_searches(self, others: list[Path]) -> None:
         for path in others:
-            if path.name.startswith("search_") and (search := self._usable(read_search, path)) is not None:
+            named = path.name.startswith("search_") or path.parent.name == "search"
+            if named and (search := self._usable(read_search, path)) is not None:
                 self.searches.append((shown(path.stem.removeprefix("search_")), path, search))
         for path in self._files("postprocessors/*.pkl"):
             if (search := self._usable(read_pickled_search, path)) is not None:

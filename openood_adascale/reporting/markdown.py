@@ -23,8 +23,13 @@ def table(sheet: Sheet) -> str:
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
+    def cell(text: str, best: bool, published: bool) -> str:
+        mark = "**" if best else "*" if published else ""
+        return f"{mark}{escaped(text)}{mark}"
+
     rows = [
-        line(f"**{escaped(text)}**" if best else escaped(text) for text, best in row) for row in sheet.rows
+        line(cell(text, best, place in sheet.published) for text, best in row)
+        for place, row in enumerate(sheet.rows)
     ]
     rule = "|:--|" + "--:|" * (len(sheet.columns) - 1)
     head = line(map(escaped, sheet.columns))

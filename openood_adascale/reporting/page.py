@@ -6,8 +6,12 @@ import base64
 import html
 from collections.abc import Iterable
 
+from .cards import Card
+from .gallery import Row
 from .sheets import Sheet
+from .thumbnails import Thumbnail
 
+_TINY = 96  # pixels: smaller ones are shown larger than they are, each pixel as a square
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff}
 body{max-width:1080px;margin:2rem auto;padding:0 1rem}
@@ -21,6 +25,14 @@ th:first-child,td:first-child{text-align:left;padding-left:0}
 .best{font-weight:700} figure{margin:1rem 0} img{max-width:100%;height:auto;display:block}
 figcaption{color:#666;font-size:.85rem;margin-top:.2rem}
 summary{cursor:pointer;font-weight:600;padding:.3rem 0}
+h4{font-size:.85rem;font-weight:600;margin:.9rem 0 .3rem} .hint{color:#666;font-size:.85rem;margin:.2rem 0 .6rem}
+.cards{display:flex;flex-wrap:wrap;gap:8px} .card{width:122px;margin:0;break-inside:avoid}
+.card img,.card .none{box-sizing:border-box;width:100%;height:96px;object-fit:contain}
+.card img,.card .none{background:#f3f3f3;border:2px solid #f3f3f3}
+.card .tiny{image-rendering:pixelated} .wrong img,.wrong .none{border-color:#D55E00}
+.card figcaption{font-size:.72rem;line-height:1.35;overflow-wrap:anywhere} details{margin-bottom:.4rem}
+.card small{display:block;color:#888;font-size:.65rem;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.published{color:#777;font-style:italic}
 """
 # The policy keeps the page from loading anything: all it shows is inside it.
 _PAGE = """<!doctype html>
@@ -36,10 +48,10 @@ def table(sheet: Sheet) -> str:
     """A table with its title."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in sheet.columns)
     body = "".join(
-        "<tr>"
+        f"<tr{' class=published' if place in sheet.published else ''}>"
         + "".join(f"<td{' class=best' if best else ''}>{html.escape(text)}</td>" for text, best in row)
         + "</tr>"
-        for row in sheet.rows
+        for place, row in enumerate(sheet.rows)
     )
     return f"<h3>{html.escape(sheet.title)}</h3><div class=wide><table><tr>{head}</tr>{body}</table></div>"
 
@@ -52,6 +64,35 @@ def picture(png: bytes, width: int, caption: str) -> str:
         f'<figure><img width={width} alt="{alt}" src="data:image/png;base64,{encoded}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
+
+
+def paragraph(text: str) -> str:
+    """A remark."""
+    return f"<p class=hint>{html.escape(text)}</p>"
+
+
+def row(images: Row) -> str:
+    """Images side by side, with what there is to say of each."""
+    cards = "".join(map(_card, images.cards))
+    return f"<h4>{html.escape(images.title)}</h4><div class=cards>{cards or '–'}</div>"
+
+
+def _card(card: Card) -> str:
+    lines = "<br>".join(map(html.escape, card.lines))
+    name = html.escape(card.name, quote=True)
+    kind = "card wrong" if card.wrong else "card"
+    return (
+        f'<figure class="{kind}">{_thumbnail(card.thumbnail, name)}'
+        f'<figcaption>{lines}<small title="{name}">{name}</small></figcaption></figure>'
+    )
+
+
+def _thumbnail(image: Thumbnail | None, name: str) -> str:
+    if image is None:
+        return "<div class=none></div>"
+    encoded = base64.b64encode(image.content).decode()
+    tiny = " class=tiny" if max(image.width, image.height) < _TINY else ""
+    return f'<img{tiny} alt="{name}" src="data:{image.kind};base64,{encoded}">'
 
 
 def foldable(title: str, content: str, unfolded: bool) -> str:

@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import html
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from ..errors import ResultError
 from . import leaderboard, markdown, page, pictures, sheets
 from .files import OutputFolder
+from .gallery import MOST, Gallery, gallery, pair_of
 from .names import is_adascale, label_of
-from .runs import Evaluated, Run, averages
+from .rivals import Rivals, rivals, whose
+from .runs import Evaluated, Run, averages, ranked
 from .text import shown
 
 _SCHEME_TITLES = {"ood": "OOD detection", "fsood": "Full-spectrum OOD detection"}
 _METHODS_CAPTION = "All methods, best near-OOD AUROC first; ↓ lower is better, ↑ higher is better, bold: best"
 
+_PUBLISHED_CAPTION = "; hollow: published, not run here"
+_IMAGES_HINT = (
+    "As: the predicted class. Score: larger is more in-distribution. Rank: the share of the known test images that score "
+    "lower. Kept are images that score at or above the threshold, which keeps 95 % of the known ones; an orange frame marks "
+    "those on its wrong side. p: AdaSCALE's adaptive percentile of the image, smaller where its strongest activations "
+    "moved more."
+)
+_PAIR_HINT = (
+    "The images of each set whose ranks differ most. A rank is the share of the known test images that score lower under "
+    "the same method, so that ranks of two methods can be compared and their scores need not be."
+)
+_AGREEMENT_HINT = "known images grey, OOD images coloured; below 5 % (shaded) a method refuses an image"
 
-def write(run: Run, out: str | Path, entry: Mapping[str, str] | None = None) -> Path:
+
+def write(
+    run: Run,
+    out: str | Path,
+    entry: Mapping[str, str] | None = None,
+    *,
+    pair: Sequence[str] | None = None,
+    images: int = MOST,
+    published: str | None = None,
+) -> Path:
     """Write report.html, report.md, the PNGs and leaderboard/ into ``out``; return the page's path.
 
-    ``entry``: the leaderboard's Training, Outlier_Data, Arch and Additional_Description, where the folder's
-    name does not say them.
+    Args:
+        run: from a folder or from results in memory, see :mod:`~.gather`.
+        out: folder; it is made.
+        entry: the leaderboard's Training, Outlier_Data, Arch and Additional_Description, where the folder's name does
+            not say them.
+        pair: the two methods whose disagreement is shown, by name or label; None takes AdaSCALE-A and the best other.
+        images: how many images of a kind are shown at most, from 0 on.
+        published: ``DATASET:NETWORK``, whose published figures stand beside the run's; ``none``; or None for what the
+            run's folder says.
+
+    Raises:
+        ResultError: a pair that is none of the run's, fewer images than 0, or nothing published for what was chosen.
     """
+    two, of = pair_of(run, pair), whose(run.identity, published)
+    if isinstance(images, bool) or not isinstance(images, int) or images < 0:
+        raise ResultError(f"images: {images!r}; expected a whole number from 0 on")
     files = OutputFolder(Path(out))
     subtitle = shown(run.title)
     title = " · ".join(filter(None, (run.identity.dataset, run.identity.network))) or subtitle
@@ -30,10 +69,15 @@ def write(run: Run, out: str | Path, entry: Mapping[str, str] | None = None) -> 
     # One colour per method on the whole page, AdaSCALE's first: OpenOOD has more methods than colours exist.
     labels = dict.fromkeys(method.label for methods in run.methods.values() for method in methods)
     colour = pictures.colours(sorted(labels, key=lambda label: not label.startswith("AdaSCALE")))
+    notes = [*run.notes]
     for scheme, methods in run.methods.items():
-        draft.methods(scheme, methods, colour)
+        found = rivals(methods, of, scheme)
+        draft.methods(scheme, methods, found, colour)
+        notes += found.notes
+        if images:
+            draft.images(scheme, gallery(methods, two, images), colour)
     draft.searches(run)
-    draft.notes([*run.notes, *leaderboard.write(run, files.inside("leaderboard"), entry or {})])
+    draft.notes([*notes, *leaderboard.write(run, files.inside("leaderboard"), entry or {})])
     files.put("report.md", markdown.document(draft.text))
     return files.put("report.html", page.document(title, subtitle, draft.page))
 
@@ -52,12 +96,19 @@ class _Draft:
         # Printed at 160 dpi for sharp screens and paper: shown at the figure's own size in CSS pixels.
         return page.picture(png, round(figure.get_figwidth() * 96), caption)
 
-    def methods(self, scheme: str, methods: list[Evaluated], colour: Mapping[str, str]) -> None:
-        """A picture and tables of a scheme's methods, and pictures of their scores."""
-        tables = sheets.of_methods(methods)
+    def methods(
+        self, scheme: str, methods: list[Evaluated], found: Rivals, colour: Mapping[str, str]
+    ) -> None:
+        """A picture and tables of a scheme's methods among their published rivals, and pictures of their scores."""
+        among = ranked([*methods, *found.beside])
+        tables = [*sheets.of_methods(among), *([found.sheet] if found.sheet else [])]
         self.page.append(f"<h2>{_SCHEME_TITLES[scheme]}</h2>")
-        overview = pictures.methods(*averages(methods), colour)
-        self.page.append(self._picture("methods_", scheme, overview, _METHODS_CAPTION))
+        # A picture of averages has no place for a method of which there is none.
+        drawn = [method for method in among if not method.published or _has_average(method)]
+        published = [method.label for method in drawn if method.published]
+        overview = pictures.methods(*averages(drawn), colour, published)
+        caption = _METHODS_CAPTION + (_PUBLISHED_CAPTION if published else "")
+        self.page.append(self._picture("methods_", scheme, overview, caption))
         self.page += map(page.table, tables)
         self.text += [f"## {_SCHEME_TITLES[scheme]}", *map(markdown.table, tables)]
         first = {method.label: method.scores[0] for method in methods if method.scores}
@@ -74,6 +125,31 @@ class _Draft:
             )
             image = self._picture(f"scores_{scheme}_", label, pictures.distributions(saved), caption)
             self.page.append(page.foldable(label, image, label == next(iter(first))))
+
+    def images(self, scheme: str, found: Gallery, colour: Mapping[str, str]) -> None:
+        """The images that fooled methods, and those on which two disagree."""
+        self.page.append("<h2>Images</h2>")
+        self.text.append("## Images")
+        if found.methods:
+            self.page.append(page.paragraph(_IMAGES_HINT))
+            self.text.append("They are in report.html.")
+        if found.pair and found.disagreement:
+            one, other = found.pair
+            self.page.append(f"<h3>{html.escape(f'{one} against {other}')}</h3>")
+            self.page.append(page.paragraph(_PAIR_HINT))
+            if len(found.ranks) > 1:
+                caption = f"Each image by its rank under {one} and {other}; {_AGREEMENT_HINT}"
+                drawn = pictures.agreement(found.ranks, found.pair, colour[one])
+                self.page.append(self._picture("pair_", scheme, drawn, caption))
+            for place, panel in enumerate(found.disagreement):
+                self.page.append(page.foldable(panel.title, "".join(map(page.row, panel.rows)), place == 0))
+        if found.methods:
+            self.page.append("<h3>What fooled each method</h3>")
+            for place, panel in enumerate(found.methods):
+                self.page.append(page.foldable(panel.title, "".join(map(page.row, panel.rows)), place == 0))
+        if found.lines:
+            self.page.append(page.points(found.lines))
+            self.text.append(markdown.points(found.lines))
 
     def searches(self, run: Run) -> None:
         """Heat maps of the searches over percentiles, tables of the others."""
@@ -99,6 +175,10 @@ class _Draft:
             texts = [shown(note) for note in dict.fromkeys(notes)]
             self.page.append(f"<h2>Notes</h2>{page.points(texts)}")
             self.text += ["## Notes", markdown.points(texts)]
+
+
+def _has_average(method: Evaluated) -> bool:
+    return any(not math.isnan(method.value(f"{side}ood", "AUROC")[0]) for side in ("near", "far"))
 
 
 def _search_caption(name: str, auroc: pd.DataFrame, swept: list[str]) -> str:

@@ -23,6 +23,8 @@ class Evaluated:
     label: str
     table: ResultTable
     scores: tuple[Scores, ...] = ()
+    published: bool = False
+    """Whether the figures are published ones of a method that was not run."""
 
     @classmethod
     def from_scores(cls, label: str, scores: Sequence[Scores]) -> Evaluated:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ResultError
+from ..evaluation.per_image import PerImage, joined, whole
 from .files import is_regular, not_regular
+from .image_lists import NEEDED, FilesOf, ImageLists
 from .names import AVERAGES, canonical_set
 from .text import is_name
 from .unpickling import NumbersUnpickler, as_array
@@ -32,13 +34,30 @@ class Scores:
     near: dict[str, np.ndarray]
     far: dict[str, np.ndarray]
     accuracy: float | None
+    images: Mapping[str, PerImage] = field(default_factory=dict)
+    """What is known of each image, by ``id`` and the OOD sets' names, in the scores' order."""
+    classes: Mapping[int, str] = field(default_factory=dict)
+    """Names of the network's classes, where they are known."""
+    source: str = ""
+    """Which training run's: scores of several methods are of one network only if it is the same."""
+
+    def of(self, name: str) -> np.ndarray | None:
+        """Those of ``id`` or of an OOD set; None where it was not scored."""
+        return self.id if name == "id" else self.near.get(name, self.far.get(name))
 
 
-def read_pickle(path: str | Path) -> dict[str, Scores]:
+def read_pickle(
+    path: str | Path, lists: ImageLists | None = None, dataset: str | None = None
+) -> dict[str, Scores]:
     """Read ``scores/<postprocessor>.pkl`` as eval_ood.py saves it: scores per scheme (``ood``, ``fsood``).
 
     ``fsood``, whose in-distribution images include the covariate-shifted sets, is there only if those were
     inferred. Raises :class:`~openood_adascale.errors.ResultError` for anything that is not such a file.
+
+    Args:
+        path: of the pickle.
+        lists: OpenOOD's image lists, which tell the files that the scores are of.
+        dataset: the known images', where it is known.
     """
     path = Path(path)
     try:
@@ -60,18 +79,44 @@ def read_pickle(path: str | Path) -> dict[str, Scores]:
     _check_names(path, {"csid": csid})
     if id_test is None:
         return {}
-    near, far = (
-        {name: _confidence(path, name, entry) for name, entry in side.items() if entry is not None}
-        for side in (near, far)
-    )
+    near, far = ({name: entry for name, entry in side.items() if entry is not None} for side in (near, far))
     id_conf = _confidence(path, "id test", id_test)
     if not (near or far):
         return {}
-    found = {"ood": Scores(id_conf, near, far, _accuracy(path, [labels["id"]]))}
+    near_conf, far_conf = (
+        {name: _confidence(path, name, entry) for name, entry in side.items()} for side in (near, far)
+    )
+    files, classes = _files(path, lists, dataset, id_test, len(id_conf))
+    images = {name: _images(name, entry, files) for name, entry in {"id": id_test, **near, **far}.items()}
+    accuracy = _accuracy(path, [labels["id"]])
+    found = {"ood": Scores(id_conf, near_conf, far_conf, accuracy, images, classes, str(path.parent))}
     if csid and all(entry is not None for entry in csid.values()):
         conf = np.concatenate([id_conf, *(_confidence(path, name, entry) for name, entry in csid.items())])
-        found["fsood"] = Scores(conf, near, far, _accuracy(path, labels.values()))
+        shifted = [_images(name, entry, files) for name, entry in csid.items()]
+        found["fsood"] = replace(
+            found["ood"],
+            id=conf,
+            accuracy=_accuracy(path, labels.values()),
+            images={**images, "id": joined([images["id"], *shifted])},
+        )
     return found
+
+
+def _files(
+    path: Path, lists: ImageLists | None, dataset: str | None, id_test: Any, count: int
+) -> tuple[FilesOf, dict[int, str]]:
+    """How the files of the sets are told, and names of classes."""
+    if lists is None:
+        return lambda *_: ((), f"{NEEDED} are needed"), {}
+    return lists.of_run(dataset, whole(as_array(id_test[2]), count), path.stat().st_mtime)
+
+
+def _images(name: str, entry: Any, files: FilesOf) -> PerImage:
+    """What a set's (prediction, confidence, label) tell beside the confidence."""
+    predictions, confidences, labels = map(as_array, entry)
+    count = 0 if confidences is None else confidences.size
+    of_list, unknown = files(name, whole(labels, count))
+    return PerImage(whole(labels, count), whole(predictions, count), of_list, unknown)
 
 
 def _check_names(path: Path, sides: Mapping[str, Iterable[object]]) -> None:

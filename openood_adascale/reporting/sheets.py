@@ -21,6 +21,8 @@ class Sheet:
     columns: list[str]
     rows: list[list[tuple[str, bool]]]
     """Text, and whether it is the best of its column."""
+    published: frozenset[int] = frozenset()
+    """Places of the rows that were published, not measured."""
 
 
 def of_methods(methods: list[Evaluated]) -> list[Sheet]:
@@ -47,11 +49,17 @@ def _side_by_side(title: str, methods: list[Evaluated], cells: list[tuple[str, s
     rows = [[(method.label, False)] for method in methods]
     for _, row, metric in cells:
         values = [method.value(row, metric) for method in methods]
-        rounded = [round(mean, 2) for mean, _ in values if not math.isnan(mean)]
+        rounded = [
+            round(mean, 2)
+            for method, (mean, _) in zip(methods, values, strict=True)
+            if not (math.isnan(mean) or method.published)
+        ]
         best = (min if metric == "FPR@95" else max)(rounded) if len(set(rounded)) > 1 else None
-        for line, (mean, std) in zip(rows, values, strict=True):
-            line.append((percentage(mean, std), best is not None and round(mean, 2) == best))
-    return Sheet(title, ["Method", *(heading for heading, _, _ in cells)], rows)
+        for method, line, (mean, std) in zip(methods, rows, values, strict=True):
+            is_best = best is not None and not method.published and round(mean, 2) == best
+            line.append((percentage(mean, std), is_best))
+    published = frozenset(place for place, method in enumerate(methods) if method.published)
+    return Sheet(title, ["Method", *(heading for heading, _, _ in cells)], rows, published)
 
 
 def of_candidates(name: str, search: Search) -> Sheet:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 import torch
 import yaml
 from command_line import call_here as call
+from sklearn.metrics import roc_auc_score
 
 
 def arguments(folders, *more):
@@ -29,6 +32,18 @@ def test_all_methods_with_a_search(folders):
     assert table.notna().all(axis=None)
     assert len(pd.read_csv(folders / "out/search/adascale.csv")) == 36
     assert (folders / "out/report/report.html").stat().st_size > 1000
+    images = pd.read_csv(folders / "out/images.csv")
+    assert images["set"].value_counts().to_dict() == {"id": 30, "n": 20, "f": 20}
+    known = images[images["set"] == "id"]
+    assert list(known["path"].iloc[[0, 10]]) == [
+        str(folders / f"id/{p}.png") for p in ("a/picture 000", "b/picture 001")
+    ]
+    assert list(known["label"].iloc[[0, 10, 20]]) == [0, 1, 2]
+    assert set(known["class"]) <= {"a", "b", "c"}
+    assert known["percentile_adascale"].between(60, 99).all()
+    near = images[images["set"].isin(["id", "n"])]
+    auroc = 100 * roc_auc_score(near["set"] == "id", near["score_adascale"])
+    assert auroc == pytest.approx(table.loc["n", "AUROC"], abs=0.006)
     first = table
     # What was run can be run again, from what was written and what was stored.
     done = call("evaluate", "--config", folders / "out/evaluate.yml", "--out", folders / "again")
@@ -72,6 +87,11 @@ def test_broken_images(folders):
         (["--network", "timm:resnet18"], "weights"),
         (["--val", "nowhere"], "nowhere"),
         (["--search"], "ood_val"),
+        (["--pair", "msp"], "--pair"),
+        (["--pair", "msp,optfs", "--methods", "msp,adascale"], "--pair"),
+        (["--images", "-1"], "--images"),
+        (["--published", "imagenet:nonsense"], "imagenet:resnet50"),
+        (["--classes", "nowhere.txt"], "classes"),
     ],
 )
 def test_what_cannot_be_used(folders, more, told):
@@ -90,3 +110,34 @@ def test_torchvision_with_weights_from_a_file(folders):
     more = ["--network", "torchvision:mobilenet_v2", "--weights", folders / "w.pth", "--transform", "size=32"]
     done = call(*arguments(folders, *more, "--methods", "msp"))
     assert done.returncode == 0, done.stderr
+
+
+def test_images_in_the_report(folders):
+    (folders / "classes.txt").write_text("the first\nthe second\nthe third\n")
+    more = [
+        "--methods",
+        "msp,adascale,ebo",
+        "--pair",
+        "ebo,AdaSCALE-A",
+        "--images",
+        "2",
+        "--published",
+        "none",
+    ]
+    done = call(*arguments(folders, *more, "--classes", folders / "classes.txt"))
+    assert done.returncode == 0, done.stderr
+    page = (folders / "out/report/report.html").read_text()
+    assert "EBO against AdaSCALE-A" in page
+    cards = re.findall(r"<figcaption>as ([^<]*)<br>score ([^<]*)<br>.*?<small [^>]*>([^<]*)</small>", page)
+    assert len(cards) >= 3 * 2 * 2
+    table = pd.read_csv(folders / "out/images.csv")
+    assert set(table["class"]) <= {"the first", "the second", "the third"}
+    for name, score, path in cards:
+        rows = table[table["path"].str.endswith(f"/{path}")]
+        assert name in set(rows["class"])
+        given = [
+            f"{value:.4g}"
+            for column in ("score_msp", "score_adascale", "score_ebo")
+            for value in rows[column]
+        ]
+        assert score in given

@@ -26,7 +26,8 @@ from report_files import (
 from openood_adascale.detectors.registry import METHODS
 from openood_adascale.errors import ResultError
 from openood_adascale.evaluation.benchmark import Benchmark
-from openood_adascale.evaluation.evaluate import Result, evaluate
+from openood_adascale.evaluation.evaluate import evaluate
+from openood_adascale.evaluation.result import Result
 from openood_adascale.metrics import COLUMNS, auroc, ood_metrics
 from openood_adascale.reporting.gather import collect, from_results
 from openood_adascale.reporting.report import write

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
+from gallery_page import Cards, save_numbered
 from report_files import (
     HEADER,
     RESNET50,
@@ -17,6 +21,11 @@ from report_files import (
     save_search,
     save_table,
 )
+
+from openood_adascale.evaluation.per_image import PerImage
+from openood_adascale.evaluation.result import Result
+from openood_adascale.metrics import COLUMNS
+from openood_adascale.reporting import image_table
 
 
 def test_names_from_files_are_only_text(tmp_path):
@@ -59,6 +68,45 @@ def test_markdown_has_no_markup_from_names(tmp_path):
     assert not {"b", "u", "q"} & set(page.tags)
     assert "alert" in page.text
     assert all(source.startswith("data:") for source in page.sources)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names are not allowed there")
+def test_names_of_images_sets_and_classes_are_only_text(tmp_path):
+    names = [
+        b"<img src=x onerror=alert(1)>.png",
+        b'"><script>.png',
+        b"a\nb.png",
+        b"a\xff.png",
+        b"**b**.png",
+        b"x" * 240,
+    ]
+    paths = tuple(
+        str(save_numbered(tmp_path / os.fsdecode(name + b".png"), place)) for place, name in enumerate(names)
+    )
+    evil = '<b onclick="x">_$|`'
+    count = len(paths)
+    known = PerImage(np.arange(count), np.arange(count), paths, "", np.full(count, 80.0))
+    images = dict.fromkeys(("id", evil, "f"), known)
+    scores = {key: np.arange(count) / 2 for key in images}
+    table = pd.DataFrame(50.0, index=[evil, "nearood", "f", "farood"], columns=list(COLUMNS))
+    result = Result(table, scores, None, (evil,), ("f",), "ood", images, (evil,) * count)
+    results = {"adascale": result, evil: replace(result, scores={k: -v for k, v in scores.items()})}
+    out = tmp_path / "out"
+    image_table.write(results, out / "images.csv")
+    assert report(out) == 0
+    page = Page(out / "report" / "report.html")
+    assert not {"b", "script"} & set(page.tags)
+    assert set(page.tags) >= {"img", "figure", "small"}
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert "\x1b" not in page.text
+    cards = Cards(out / "report" / "report.html").cards
+    assert {card.number for card in cards} == set(range(count))
+    for card in cards:
+        assert card.lines[0] == f"as {evil}"
+        end = os.fsdecode(names[card.number]).replace("\n", "\\n").replace("\udcff", "\\udcff")
+        assert card.lines[-1].partition("/")[2][:20] == (end + ".png")[:20]
+    text = (out / "report" / "report.md").read_text(encoding="utf-8")
+    assert not re.search(r"<(?!/?sup)", text)
 
 
 @pytest.mark.filterwarnings("error:.*(constrained_layout|Glyph)")
