@@ -43,10 +43,10 @@ def _digested(network: nn.Module, without: Collection[str]) -> tuple[str, bool]:
     network = getattr(network, "_orig_mod", network)  # torch.compile's
     told = True
     with evaluating(network):
-        for kind in dict.fromkeys(type(module) for module in network.modules()):
-            text = _described_or_none(kind)
-            told = told and text is not None
-            digest.update((text or qualified(kind)).encode())
+        for kind, text in _code(network).items():
+            counts = CODE not in without
+            told = told and (text is not None or not counts)
+            digest.update((text if counts and text else qualified(kind)).encode())
         for name, module in network.named_modules(remove_duplicate=False):
             extra = re.sub(r" at 0x\w+", "", module.extra_repr())
             digest.update(f"{name} {type(module).__qualname__} {extra}\n".encode())
@@ -69,6 +69,12 @@ def _digested(network: nn.Module, without: Collection[str]) -> tuple[str, bool]:
                 for part in _dense_parts(value.detach()):
                     digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest(), told
+
+
+def _code(network: nn.Module) -> dict[type, str | None]:
+    """What the classes of its layers consist of, with whatever their code names; None where that cannot be told."""
+    kinds = dict.fromkeys(type(module) for module in network.modules())
+    return {kind: _described_or_none(kind) for kind in kinds}
 
 
 def _tensors(network: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -141,6 +147,7 @@ def _dense_parts(value: Tensor) -> list[Tensor]:
     return [value.to_dense()]
 
 
+CODE = "what its code names"
 _SIMPLE = (bool, int, float, str)
 
 
@@ -189,9 +196,9 @@ class Glance:
 
 
 def changeable(network: nn.Module) -> dict[str, Any]:
-    """By the names of buffers and attributes, what is another when they change."""
+    """By the names of buffers and attributes, and of the code, what is another when they change."""
     buffers = {name: (id(buffer), *_state_of(buffer)) for name, buffer in network.named_buffers()}
-    return {**attributes(network), **buffers}
+    return {**attributes(network), **buffers, CODE: tuple(_code(network).values())}
 
 
 def _state_of(tensor: Tensor) -> tuple[int, ...]:

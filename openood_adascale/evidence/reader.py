@@ -30,7 +30,8 @@ class Reader:
         self._classifier: Classifier | None = None
         self._glance: Glance | None = None
         self.volatile: frozenset[str] = frozenset()
-        """Names of buffers and attributes that running the network changes: counters and the like."""
+        """Names of buffers and attributes that running the network changes (and :data:`~.fingerprint.CODE` where its code
+        keeps something outside it): counters and the like."""
         self.sizes = Sizes()
         """How many images at a time were found to fit, or to pay."""
 

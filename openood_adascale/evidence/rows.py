@@ -259,7 +259,7 @@ def rows_of(
             head = reader.probe(some_images(dataset))
         except Exception:  # the pass itself says it better
             return None
-        if head is None or full_network_digest(reader.network) != network:  # its code counts somewhere
+        if head is None:
             return None
         entry.begin(
             {

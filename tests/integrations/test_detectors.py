@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import TinyNet, make_images, make_loader
+from conftest import HEAD, TinyNet, make_images, make_loader
 from pytorch_ood_networks import SEEN, known_and_unknown, passes
 from torch import nn
 
@@ -64,14 +64,14 @@ def test_images_with_negative_labels_are_left_out_of_fit(network, name, fit_load
 
 def test_the_network_does_not_see_them_where_nothing_is_shared(network, fit_loader):
     detector = integration.BFAct(network)
-    assert passes(lambda: detector.fit(list(fit_loader))) == 50 + 2  # two find the head
+    assert passes(lambda: detector.fit(list(fit_loader))) == 50 + HEAD
 
 
 def test_one_pass_fits_all_methods(network, fit_loader):
     # Those first that need most: a gradient is not kept.
     detectors = [getattr(integration, name)(network) for name in reversed(LEARNING)]
     count = passes(lambda: [detector.fit(fit_loader) for detector in detectors])
-    assert count == 80 * 2 + 2  # images and perturbed images
+    assert count == 80 * 2 + HEAD  # images and perturbed images
 
 
 @pytest.mark.parametrize("name", LEARNING)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import make_loader
+from conftest import HEAD, make_loader
 from pytorch_ood_networks import passes
 from sklearn.metrics import roc_auc_score
 
@@ -73,15 +73,15 @@ def test_a_search_costs_one_pass(network, fit_loader, val_loader):
         assert len(search.results_) == (36 if space is None else 48)
 
     images = 50 + 75  # those with negative labels do not go through the network to fit
-    assert passes(searched) == 2 * images + 2
+    assert passes(searched) == 2 * images + HEAD
     joint = {"percentile": PAIRS, "k1": [1, 5, 30], "lmbda": [0, 1, 10, 100]}
-    assert passes(lambda: searched(joint)) == 2 * images + 2
+    assert passes(lambda: searched(joint)) == 2 * images + HEAD
     perturbed_twice = {
         "percentile": [*PAIRS, [70, 80], [70, 85]],
         "epsilon": [0.1, 0.5],
         "k2": [1, 5, 10, 20],
     }
-    assert passes(lambda: searched(perturbed_twice)) == 3 * images + 2
+    assert passes(lambda: searched(perturbed_twice)) == 3 * images + HEAD
 
 
 def test_the_default_space_is_searched(network, val_loader):
