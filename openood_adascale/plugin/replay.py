@@ -59,7 +59,6 @@ class Replay:
     def __init__(self, module: ModuleType, is_ours: Callable[[Any], bool]) -> None:
         self._module = module
         self._is_ours = is_ours
-        self._loaders_of = vars(module)["get_id_ood_dataloader"]
         self._replayed: weakref.WeakKeyDictionary[Any, Replayed] = weakref.WeakKeyDictionary()
         self._on_images: weakref.WeakKeyDictionary[Any, nn.Module] = weakref.WeakKeyDictionary()
 
@@ -105,9 +104,12 @@ class Replay:
         refusals = Refusals()
         stored = StoredNetwork(net, refusals)
         pairs: list[tuple[Any, Any]] = []
+        loaders_of = vars(self._module)[
+            "get_id_ood_dataloader"
+        ]  # today's: data sets of one's own may have come
 
         def get_id_ood_dataloader(*of: Any, **more: Any) -> Any:
-            real = self._loaders_of(*of, **more)
+            real = loaders_of(*of, **more)
             found = _stored_loaders(net, digest, real, stored, refusals)
             for path, loader in _leaves(found):
                 # Whatever a method's setup asks for, and it may be the training images, can still be refused.
