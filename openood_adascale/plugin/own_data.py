@@ -138,7 +138,7 @@ def read(path: str | os.PathLike[str]) -> OwnData:
     """
     name = os.path.expanduser(os.fspath(path))
     try:
-        with open(name, encoding="utf-8") as file:
+        with open(name, encoding="utf-8-sig") as file:
             content = yaml.load(file, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
@@ -187,7 +187,7 @@ def _section(content: Any, place: str, keys: tuple[str, ...], required: tuple[st
         raise SettingError(place, content, f"a section with {allowed}")
     for key, value in content.items():
         if key not in keys:
-            raise SettingError(f"{place}: {key}", value, f"no such key, but {allowed}")
+            raise SettingError(f"{place}: {key}", value, f"one of the keys {allowed}")
         if value is None:
             raise SettingError(f"{place}: {key}", value, "a value, or no such line")
     for key in required:
@@ -197,8 +197,11 @@ def _section(content: Any, place: str, keys: tuple[str, ...], required: tuple[st
 
 
 def _name(value: Any, place: str) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[\w.+-]+", value):
-        raise SettingError(f"{place}: name", value, "a text of letters, digits, and . _ + -")
+    if not isinstance(value, str) or not re.fullmatch(r"\w[\w.+-]*", value):
+        allowed = (
+            "a text of letters, digits and . _ + -, the first a letter or digit (in quotes, if a number)"
+        )
+        raise SettingError(f"{place}: name", value, allowed)
     return value
 
 

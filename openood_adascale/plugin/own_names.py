@@ -44,7 +44,7 @@ class OwnNames:
         self._sets: dict[str, OwnData] = {}
         self._entries: dict[str, Changes] = {}
         self._prepared: dict[str, Preprocessing] = {}
-        self._refused: dict[str, SettingError] = {}  # names that OpenOOD has
+        self._refused: dict[str, SettingError] = {}  # names that OpenOOD has, or that two ymls have
         self._unread: list[SettingError] = []  # of the variable
         self._read = False
         self._wrappers: list[tuple[Callable[..., Any], Callable[..., Any]]] = []  # with what they wrap
@@ -61,17 +61,16 @@ class OwnNames:
             if self._read:
                 return
         paths = [path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path.strip()]
-        found, errors = _read_all(paths) if paths else ([], [])
+        found, twice, errors = _read_all(paths) if paths else ([], {}, [])
         with LOCK:
             if self._read:  # a thread was faster
                 return
             self._read = True
             self._unread = errors
-            for own in found:
-                self._sets.setdefault(
-                    own.name, own
-                )  # what was registered before has been chosen later than the variable
-        for error in errors:
+            # What was registered in Python was chosen later than the variable.
+            self._sets = {**{own.name: own for own in found}, **self._sets}
+            self._refused.update({name: error for name, error in twice.items() if name not in self._sets})
+        for error in (*errors, *twice.values()):
             say(str(error))
         say_how_to_run(self)
 
@@ -246,21 +245,24 @@ class OwnNames:
         return loaders(own, arguments["preprocessor"], standard, **arguments.get("loader_kwargs", {}))
 
 
-def _read_all(paths: Iterable[str]) -> tuple[list[OwnData], list[SettingError]]:
+def _read_all(paths: Iterable[str]) -> tuple[list[OwnData], dict[str, SettingError], list[SettingError]]:
+    """What ymls describe; of names that several have, errors; and the errors of those that cannot be read."""
     from .own_data import read
 
     found: dict[str, OwnData] = {}
+    twice: dict[str, SettingError] = {}
     errors: list[SettingError] = []
     for path in paths:
         try:
             own = read(path.strip())
-            if own.name in found:
-                allowed = f"another name, since {found[own.name].place} has it"
-                raise SettingError(f"{own.place}: name", own.name, allowed)
-            found[own.name] = own
         except SettingError as error:
             errors.append(error.within(VARIABLE))
-    return list(found.values()), errors
+            continue
+        first = found.setdefault(own.name, own)
+        if first is not own:
+            allowed = f"another name, since {first.place} has it"
+            twice[own.name] = SettingError(f"{VARIABLE}: {own.place}: name", own.name, allowed)
+    return [own for own in found.values() if own.name not in twice], twice, errors
 
 
 def _as_openoods(own: OwnData) -> dict[str, Any]:

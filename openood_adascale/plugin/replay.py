@@ -205,8 +205,10 @@ def _stored_loaders(
     reader = Reader(net)
 
     def made(path: str, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: made(f"{path} {name}".strip(), inner) for name, inner in value.items()}
+        if isinstance(value, dict):
+            found = copy.copy(value)  # its class may have to say what it lacks
+            found.update({name: made(f"{path} {name}".strip(), inner) for name, inner in value.items()})
+            return found
         find = functools.partial(rows_of, reader, value, Execution(), network_digest=digest)
         return StoredLoader(value, find, stored, refusals, path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shlex
 import sys
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
@@ -42,7 +43,7 @@ def say_how_to_run(names: Container[object]) -> None:
     script = getattr(sys.modules.get("__main__"), "__file__", None) or ""
     name = asked_for(sys.argv[1:])
     if name in names and os.path.basename(script) == "eval_ood.py":
-        command = " ".join(["python -m openood_adascale run", *sys.argv])
+        command = f"python -m openood_adascale run {shlex.join(sys.argv)}"
         say(
             f"{OPTION} {name}: the script takes only those that it lists itself; have it take yours by {command}"
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 from own_data import description, picture, write_images, write_yml
@@ -181,7 +183,8 @@ def changed(**new):
         (changed(name=""), "name", "a text of letters"),
         (changed(name="my data"), "name", "'my data'"),
         (changed(name=5), "name", "5 is not allowed"),
-        (changed(nme="x"), "nme", "'x' .* no such key, but name, classes"),
+        (changed(name="-mine"), "name", "the first a letter or digit"),
+        (changed(nme="x"), "nme", "'x' .* one of the keys name, classes"),
         (changed(network=None), "network", "or no such line"),
         (changed(network=["x"]), "network", "a text"),
         (changed(classes=...), "classes", "are needed"),
@@ -196,7 +199,7 @@ def changed(**new):
         (changed(preprocessing={"sise": 32}), "preprocessing: sise", "size, resize"),
         (changed(id="images"), "id", "a section with train, val, test"),
         (changed(id__test=...), "id: test", "test are needed"),
-        (changed(id__tests="images/test"), "id: tests", "no such key, but train, val, test"),
+        (changed(id__tests="images/test"), "id: tests", "one of the keys train, val, test"),
         (changed(id__test=7), "id: test", "a folder, an image list"),
         (changed(id__test=""), "id: test", "a folder, an image list"),
         (changed(id__test="images/tests"), "id: test: images", "there is no '/.*/images/tests'"),
@@ -212,7 +215,7 @@ def changed(**new):
         (changed(ood__near="images/birds"), "ood: near", "at least one set by its name"),
         (changed(ood__near={"nearood": "images/birds"}), "ood: near: a set's name", "other than id, nearood"),
         (changed(ood__near={3: "images/birds"}), "ood: near: a set's name", "in quotes"),
-        (changed(ood__near={"x": {"images": "images/birds", "labels": "folders"}}), "ood: near: x: labels", "no such key"),
+        (changed(ood__near={"x": {"images": "images/birds", "labels": "folders"}}), "ood: near: x: labels", "images, root"),
         (changed(ood__far={"birds": "images/birds"}), "ood: far: a set's name", "that no near set has"),
         (changed(ood__middle={"x": "images/birds"}), "ood: middle", "val, near, far"),
     ],
@@ -271,3 +274,21 @@ def test_in_python(folder):
     found = parse(content, "data set", str(folder))
     assert found.preprocessing is abs
     found.look()
+
+
+def test_the_example_in_the_documentation(tmp_path):
+    root = Path(__file__).parents[2]
+    texts = [path.read_text(encoding="utf-8") for path in (root / "README.md", *root.glob("docs/**/*.md"))]
+    (example,) = [
+        block for text in texts for block in re.findall(r"```yaml\n(.*?)```", text, re.S) if "csid:" in block
+    ]
+    (tmp_path / "pets.yml").write_text(example, encoding="utf-8")
+    for folder in ("train", "val", "test", "blurred"):
+        picture(tmp_path / "images" / folder / "old horse" / "1.png")
+    for name in ("unknown/1.png", "textures/1.png", "wolf.png"):
+        picture(tmp_path / "images" / name)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/wolves.csv").write_text("path\nwolf.png\n")
+    found = read(tmp_path / "pets.yml")
+    found.look()
+    assert found.known["test"].find(found.classes).labels == [2]

@@ -167,21 +167,25 @@ def test_names_that_openood_has(run: Run, yml, first) -> None:
 def test_the_variables_errors(run: Run, yml, tmp_path) -> None:
     """They are said; whoever asks for that data set meets them, and nobody else."""
     broken = write_yml(yml.parent / "broken.yml", {**description(), "name": "broken", "clases": 3})
-    twice = write_yml(yml.parent / "twice.yml", description())
-    value = os.pathsep.join(map(str, (broken, yml, twice, tmp_path / "none.yml", "")))
+    once, twice = (
+        write_yml(yml.parent / f"{name}.yml", {**description(), "name": "two"}) for name in ("once", "twice")
+    )
+    value = os.pathsep.join(map(str, (broken, yml, once, twice, tmp_path / "none.yml", "")))
     done = run(
         REGISTER,
         CHECK.replace("'not supported'", "str(error)"),
         refused("Evaluator('msp', id_name='broken')"),
         f"assert error.startswith('SettingError {VARIABLE}: ') and 'broken.yml: clases: 3' in error, error",
+        refused("Evaluator('msp', id_name='two')"),
+        "assert 'expected another name' in error, error",
         **{VARIABLE: value},
     )
     lines = done.stderr.splitlines()
     assert len(lines) == 3, done.stderr
     assert all(line.startswith(f"openood-adascale: {VARIABLE}: ") for line in lines)
     assert "clases" in lines[0]
-    assert f"twice.yml: name: 'mine' is not allowed; expected another name, since {yml} has it" in lines[1]
-    assert "none.yml" in lines[2]
+    assert "none.yml" in lines[1]
+    assert f"twice.yml: name: 'two' is not allowed; expected another name, since {once} has it" in lines[2]
 
 
 def test_a_preset_that_openood_does_not_have(run: Run, yml) -> None:
