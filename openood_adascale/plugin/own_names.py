@@ -84,10 +84,14 @@ class OwnNames:
             self._forget(own.name)
             self._refused.pop(own.name, None)
             self._sets[own.name] = own
-            for name in _TABLES:
-                module = sys.modules.get(name)
-                if module is not None and not half_initialised(module):
-                    self._enter(module)
+            try:
+                for name in _TABLES:
+                    module = sys.modules.get(name)
+                    if module is not None and not half_initialised(module):
+                        self._enter(module)
+            except BaseException:
+                self._forget(own.name)
+                raise
             if own.name in self._refused:
                 raise self._refused.pop(own.name)
 
@@ -178,9 +182,7 @@ class OwnNames:
         if self._sets and module.__name__ == _PREPROCESSOR:
             self._wrap(module, "get_default_preprocessor", "data_name", self._default_preprocessor)
         if self._sets and module.__name__ == _DATASETS:
-            self._wrap(
-                module, "data_setup", "id_data_name", lambda own, arguments: None
-            )  # nothing to download
+            self._wrap(module, "data_setup", "id_data_name", _nothing_to_download)
             self._wrap(module, "get_id_ood_dataloader", "id_name", self._dataloaders)
         table = vars(module)[_TABLES[module.__name__]]
         for own in self:
@@ -243,6 +245,10 @@ class OwnNames:
 
         standard = self.preprocessing(own.name).transform
         return loaders(own, arguments["preprocessor"], standard, **arguments.get("loader_kwargs", {}))
+
+
+def _nothing_to_download(own: OwnData, arguments: dict[str, Any]) -> None:
+    pass
 
 
 def _read_all(paths: Iterable[str]) -> tuple[list[OwnData], dict[str, SettingError], list[SettingError]]:

@@ -240,6 +240,14 @@ def test_another_version_of_openood(run: Run, yml, fake) -> None:
         "assert Evaluator('adascale').dataloader_dict == 'cifar10'",
         **{VARIABLE: str(yml)},
     )
+    run(
+        "from openood.evaluation_api import Evaluator",
+        f"import openood_adascale\ntry: openood_adascale.register_dataset({str(yml)!r})",
+        "except TypeError as raised: assert \"no parameter 'id_data_name'\" in str(raised)",
+        "else: raise SystemExit('no error')",
+        refused("Evaluator('msp', id_name='mine')"),
+        "assert error.endswith('not supported')",
+    )
     assert done.stderr.count("\n") == 1
     assert "openood.evaluation_api.datasets" in done.stderr
     assert "no parameter 'id_data_name'" in done.stderr
