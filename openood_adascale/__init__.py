@@ -23,12 +23,14 @@ if TYPE_CHECKING:  # for those who only read; what there is, the registry says
     from .evaluation.evaluate import evaluate as evaluate
     from .evidence.sharing import using_store as using_store
     from .plugin.registration import register as register
+    from .plugin.registration import register_dataset as register_dataset
     from .plugin.registration import unregister as unregister
 
 _NO_METHODS = {
     "Benchmark": "evaluation.benchmark",
     "evaluate": "evaluation.evaluate",
     "register": "plugin.registration",
+    "register_dataset": "plugin.registration",
     "unregister": "plugin.registration",
     "using_store": "evidence.sharing",
 }

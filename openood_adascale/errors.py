@@ -13,10 +13,14 @@ class SettingError(ValueError):
 
     def __init__(self, name: str, value: Any, allowed: str) -> None:
         super().__init__(f"{name}: {value!r} is not allowed; expected {allowed}")
-        self._arguments = name, value, allowed
+        self.name, self.value, self.allowed = name, value, allowed
 
     def __reduce__(self) -> tuple[Any, ...]:  # errors cross process borders
-        return SettingError, self._arguments
+        return SettingError, (self.name, self.value, self.allowed)
+
+    def within(self, place: str) -> SettingError:
+        """The same, of a setting in a file or a section."""
+        return SettingError(f"{place}: {self.name}", self.value, self.allowed)
 
 
 class NotFinite(ValueError):

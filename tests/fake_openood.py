@@ -19,19 +19,48 @@ FAKE = {
     "evaluation_api/__init__.py": "from .evaluator import Evaluator\n",
     "evaluation_api/evaluator.py": """
         from openood.postprocessors import BasePostprocessor
+        from .datasets import DATA_INFO, data_setup, get_id_ood_dataloader
         from .postprocessor import get_postprocessor
-
-        def get_id_ood_dataloader():
-            raise NotImplementedError
+        from .preprocessor import get_default_preprocessor
 
         class Evaluator:
-            def __init__(self, name):
-                self.postprocessor = get_postprocessor('configs', name, 'cifar10')
+            def __init__(self, name, id_name='cifar10', preprocessor=None):
+                if id_name not in DATA_INFO:
+                    raise ValueError('not supported')
+                preprocessor = preprocessor or get_default_preprocessor(id_name)
+                self.id_name = id_name
+                self.postprocessor = get_postprocessor('configs', name, id_name)
+                data_setup('data', id_name)
+                self.dataloader_dict = get_id_ood_dataloader(id_name, 'data', preprocessor, batch_size=2)
 
-            def eval_ood(self):
+            def eval_ood(self, *args, **kwargs):
                 raise NotImplementedError
 
             eval_acc = hyperparam_search = _classifier_inference = eval_ood
+        """,
+    "evaluation_api/datasets.py": """
+        from .preprocessor import get_default_preprocessor
+
+        DATA_INFO = {'cifar10': {'num_classes': 10}}
+
+        def data_setup(data_root, id_data_name):
+            print('downloaded', id_data_name)
+
+        def get_id_ood_dataloader(id_name, data_root, preprocessor, **loader_kwargs):
+            return id_name
+        """,
+    "evaluation_api/preprocessor.py": """
+        default_preprocessing_dict = {'cifar10': {'normalization': [[0.4, 0.5, 0.6], [0.2, 0.2, 0.3]]}}
+
+        class Preset:
+            def __call__(self, image):
+                import numpy, torch
+                return torch.from_numpy(numpy.array(image)).permute(2, 0, 1) / 255
+
+        def get_default_preprocessor(data_name, att=False):
+            if data_name not in default_preprocessing_dict:
+                raise NotImplementedError
+            return Preset()
         """,
     "evaluation_api/postprocessor.py": """
         import os
@@ -55,8 +84,13 @@ FAKE = {
             def __init__(self, config):
                 self.config = config
         """,
+    "postprocessors/info.py": "num_classes_dict = {'cifar10': 10}\n",
+    "preprocessors/__init__.py": "",
+    "preprocessors/transform.py": "normalization_dict = {'cifar10': [[0.4], [0.2]]}\n",
     "postprocessors/utils.py": """
+        from openood.preprocessors.transform import normalization_dict
         from .base import BasePostprocessor
+        from .info import num_classes_dict
 
         def get_postprocessor(config):
             postprocessors = {'msp': BasePostprocessor}

@@ -13,8 +13,9 @@ from .output import complain
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     parser.description = (
-        "For torch before 2.5, where TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set, and for many postprocessors at once: "
-        "the network then runs over an image once for all of them that need nothing of it but its activation."
+        "For torch before 2.5, where TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set, for eval_ood.py with a data set of one's own "
+        "(OPENOOD_ADASCALE_DATASETS=FILE.yml, --id-data NAME), and for many postprocessors at once: the network then runs "
+        "over an image once for all of them that need nothing of it but its activation."
     )
     parser.add_argument(
         "--postprocessors",
@@ -39,9 +40,14 @@ def execute(options: argparse.Namespace) -> int:
         return 2
     register()
     if options.store is None and options.postprocessors is None:
-        from ..plugin.script import run_script
+        from ..plugin.script import ready_to_run
 
-        run_script(script, options.arguments)
+        try:
+            run = ready_to_run(script, options.arguments)
+        except SettingError as error:
+            complain(f"openood-adascale run: {error}")
+            return 2
+        run()
         return 0
     return _with_store(options, script)
 

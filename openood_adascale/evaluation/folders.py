@@ -61,14 +61,7 @@ class ImageFiles(data.Dataset[tuple[Tensor, int]]):
             ImageError: the image cannot be read, or the transform cannot take it.
         """
         path = self.paths[index]
-        image = read_image(path)
-        if self.transform is None:
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255, self.labels[index]
-        try:
-            return self.transform(image), self.labels[index]
-        except Exception as error:  # it may be anyone's
-            why = f"its transform failed ({type(error).__name__}: {error})"
-            raise ImageError(path, why) from error
+        return transformed(read_image(path), self.transform, path), self.labels[index]
 
     @property
     def root(self) -> str:
@@ -95,6 +88,20 @@ class ImageFiles(data.Dataset[tuple[Tensor, int]]):
         return ImageFiles(
             [path for path, _ in kept], [label for _, label in kept], self.transform, self.classes
         )
+
+
+def transformed(image: Any, transform: Callable[[Any], Tensor] | None, path: str) -> Tensor:
+    """What ``transform`` makes of a PIL image; its pixels between 0 and 1 where that is None.
+
+    Raises:
+        ImageError: the transform cannot take it.
+    """
+    if transform is None:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    try:
+        return transform(image)
+    except Exception as error:  # it may be anyone's
+        raise ImageError(path, f"its transform failed ({type(error).__name__}: {error})") from error
 
 
 def find_images(where: Path, labels: Path | None = None, root: Path | None = None) -> ImageFiles:

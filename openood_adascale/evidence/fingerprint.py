@@ -210,8 +210,8 @@ def images_digest(loader: Any) -> str | None:
     """A digest of what a loader's images are, the same in every process; None where that cannot be told.
 
     It can be told of PyTorch's ``DataLoader`` over OpenOOD's image lists, torchvision's image folders, this package's
-    ``ImageFiles``, ``TensorDataset``, and ``Subset`` and ``ConcatDataset`` of these: which files (with size and time of
-    change) or numbers, and what the preprocessing consists of. Order and batch size do not matter.
+    ``ImageFiles`` and ``OwnImages``, ``TensorDataset``, and ``Subset`` and ``ConcatDataset`` of these: which files (with
+    size and time of change) or numbers, and what the preprocessing consists of. Order and batch size do not matter.
     """
     return _digest_of(lambda: _loader_parts(loader))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 _ABSENT = object()
@@ -21,12 +22,26 @@ class Changes:
         self._log.append((owner, name, _own(owner).get(name, _ABSENT), value))
         _put(owner, name, value)
 
+    def has(self, owner: Any, name: str) -> bool:
+        """Whether it is what :meth:`set` has put there."""
+        now = _own(owner).get(name, _ABSENT)
+        return any(where is owner and key == name and ours is now for where, key, _, ours in self._log)
+
     def undo(self) -> None:
         """Put back what was there before, the last change first."""
         while self._log:
             owner, name, before, ours = self._log.pop()
             if _own(owner).get(name, _ABSENT) is ours:
                 _put(owner, name, before)
+
+
+def rebind(old: Any, new: Any) -> None:
+    """Replace ``old`` by ``new`` where OpenOOD's modules, or the user's script, have imported it by name."""
+    for name, module in list(sys.modules.items()):
+        if name == "__main__" or name.partition(".")[0] == "openood":
+            for key, value in list(getattr(module, "__dict__", {}).items()):
+                if value is old:
+                    setattr(module, key, new)
 
 
 def _own(owner: Any) -> Any:

@@ -17,7 +17,7 @@ from ..errors import SettingError
 from .names import postprocessor_methods
 from .process import VARIABLE, switched_off
 from .registration import tables_noted
-from .script import run_script
+from .script import ready_to_run, run_script
 
 FROM_FEATURES = (
     "msp", "mls", "ebo", "gen", "klm", "temp_scaling", "gradnorm", "react", "ash", "scale", "vra", "dice", "she", "knn",
@@ -57,13 +57,15 @@ def compare(script: Path, arguments: Sequence[str], names: Sequence[str]) -> lis
     """Run ``script`` with ``arguments`` once for each postprocessor; one that fails does not stop the others.
 
     Raises:
-        SettingError: the arguments choose a postprocessor themselves, or this package is not to take part.
+        SettingError: the arguments choose a postprocessor themselves, or a data set of one's own that the script cannot
+            have; or this package is not to take part.
     """
     if switched_off("register"):
         raise SettingError(VARIABLE, os.environ[VARIABLE], "no 1 or register beside --postprocessors")
     for word in arguments:
         if word.partition("=")[0] == OPTION:
             raise SettingError(OPTION, word, f"no {OPTION} of the script's own beside --postprocessors")
+    ready_to_run(script, arguments)
     outcomes: list[Outcome] = []
     bar = tqdm(names, desc="Postprocessors", disable=None, position=0)
     for name in bar:

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .changes import Changes
+from .own_names import OwnNames
 from .process import say
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ class EvaluatorPatch:
 
     Args:
         is_ours: whether a postprocessor, or the name of one, is of this package.
+        names: the data sets of one's own.
     """
 
-    def __init__(self, is_ours: Callable[[Any], bool]) -> None:
+    def __init__(self, is_ours: Callable[[Any], bool], names: OwnNames) -> None:
         self._is_ours = is_ours
+        self._names = names
         self._changes = Changes()
         self._replay: Replay | None = None
         self._broken = False
@@ -52,6 +55,7 @@ class EvaluatorPatch:
     def _constructor(self, module: ModuleType, original: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(original)
         def __init__(evaluator: Any, *args: Any, **kwargs: Any) -> None:
+            self._names.prepare(kwargs.get("id_name", args[1] if len(args) > 1 else None))
             replay = self._loaded(module)
             if replay is None:
                 original(evaluator, *args, **kwargs)
@@ -63,6 +67,8 @@ class EvaluatorPatch:
     def _method(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def method(evaluator: Any, *args: Any, **kwargs: Any) -> Any:
+            if name == "eval_ood" and kwargs.get("fsood", args[0] if args else False):
+                self._names.require_csid(getattr(evaluator, "id_name", None))
             if self._replay is None:
                 found = original(evaluator, *args, **kwargs)
             else:

@@ -10,16 +10,19 @@ everything off, explicit calls of :func:`register` included, and a comma-separat
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from ..errors import SettingError
 from . import former
 from .devices import CudaRedirection
 from .evaluator import EvaluatorPatch
 from .finder import FINDER
+from .own_names import OwnNames
 from .process import LOCK, PARTS, VARIABLE, half_initialised, say, switched_off, unknown_words
 from .sharing import SharedInference
 from .stand_ins import StandIns
@@ -44,6 +47,40 @@ def register() -> None:
     _catch_up()
 
 
+def register_dataset(description: str | os.PathLike[str] | Mapping[str, Any]) -> str:
+    """Have OpenOOD know a data set of one's own by a name, for its ``Evaluator``; calls :func:`register`.
+
+    It replaces an earlier one of one's own of that name, and is forgotten by :func:`unregister`.
+
+    Args:
+        description: a yml, or a dict of what would be in it; a dict's relative paths begin at the working directory, and its
+            ``preprocessing`` may be a function of a PIL image.
+
+    Returns:
+        The name, for ``id_name``.
+
+    Raises:
+        SettingError: something in it is unknown or cannot be used, an image set is not there, a label is missing or wrong,
+            OpenOOD has that name, or this package is not to take part.
+    """
+    if switched_off("register"):
+        raise SettingError(VARIABLE, os.environ[VARIABLE], "no 1 or register beside data sets of one's own")
+    from .own_data import parse, read  # late, since they import torch
+    from .own_preprocessing import is_preset, preprocessing_for
+
+    if isinstance(description, Mapping):
+        own = parse(description, "data set", os.getcwd())
+    else:
+        own = read(description)
+    own.look()
+    # Presets are OpenOOD's, which may not be there yet.
+    if not is_preset(own.preprocessing) or "openood.evaluation_api.preprocessor" in sys.modules:
+        preprocessing_for(own.preprocessing, own.place)
+    register()
+    OWN_NAMES.add(own)
+    return own.name
+
+
 def unregister() -> None:
     """Undo :func:`register`: what it, and OpenOOD's imports since, put in place and nobody has changed since.
 
@@ -55,6 +92,7 @@ def unregister() -> None:
         _tables.undo()
         _evaluator.undo()
         _sharing.undo()
+        OWN_NAMES.undo()
         _cuda.undo()
         _stand_ins.undo()
 
@@ -105,6 +143,8 @@ def _patch(module: ModuleType) -> None:
                 if _tables.active:
                     _evaluator.enter(module)
                     _sharing.enter(module)
+            if _tables.active:
+                OWN_NAMES.enter(module)
     except Exception as error:
         say(f"cannot register with {_story(module, error)}")
 
@@ -130,4 +170,5 @@ def _classes() -> Mapping[str, Any]:
 
 _pending: set[str] = set()  # modules that were half-initialised when we came
 _tables, _cuda, _stand_ins = Tables(_classes), CudaRedirection(), StandIns()
-_evaluator, _sharing = EvaluatorPatch(_is_ours), SharedInference()
+OWN_NAMES = OwnNames()
+_evaluator, _sharing = EvaluatorPatch(_is_ours, OWN_NAMES), SharedInference()

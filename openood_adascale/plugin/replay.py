@@ -59,7 +59,6 @@ class Replay:
     def __init__(self, module: ModuleType, is_ours: Callable[[Any], bool]) -> None:
         self._module = module
         self._is_ours = is_ours
-        self._loaders_of = vars(module)["get_id_ood_dataloader"]
         self._replayed: weakref.WeakKeyDictionary[Any, Replayed] = weakref.WeakKeyDictionary()
         self._on_images: weakref.WeakKeyDictionary[Any, nn.Module] = weakref.WeakKeyDictionary()
 
@@ -105,9 +104,12 @@ class Replay:
         refusals = Refusals()
         stored = StoredNetwork(net, refusals)
         pairs: list[tuple[Any, Any]] = []
+        loaders_of = vars(self._module)[
+            "get_id_ood_dataloader"
+        ]  # today's: data sets of one's own may have come
 
         def get_id_ood_dataloader(*of: Any, **more: Any) -> Any:
-            real = self._loaders_of(*of, **more)
+            real = loaders_of(*of, **more)
             found = _stored_loaders(net, digest, real, stored, refusals)
             for path, loader in _leaves(found):
                 # Whatever a method's setup asks for, and it may be the training images, can still be refused.
@@ -203,8 +205,10 @@ def _stored_loaders(
     reader = Reader(net)
 
     def made(path: str, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: made(f"{path} {name}".strip(), inner) for name, inner in value.items()}
+        if isinstance(value, dict):
+            found = copy.copy(value)  # its class may have to say what it lacks
+            found.update({name: made(f"{path} {name}".strip(), inner) for name, inner in value.items()})
+            return found
         find = functools.partial(rows_of, reader, value, Execution(), network_digest=digest)
         return StoredLoader(value, find, stored, refusals, path)
 

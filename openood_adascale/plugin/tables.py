@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from .changes import Changes
+from .changes import Changes, rebind
 from .names import configs_root, packaged_yml, postprocessor_methods
 from .process import LOCK, say
 
@@ -39,7 +38,7 @@ class Tables:
         """Take back what nobody has changed since. The caller holds the plugin's lock."""
         self.active = False
         while self._wrappers:
-            _rebind(*self._wrappers.pop())
+            rebind(*self._wrappers.pop())
         self._changes.undo()
 
     def _enter_evaluators(self, module: ModuleType) -> None:
@@ -112,7 +111,7 @@ class Tables:
 
     def _wrap(self, module: Any, original: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
         module.get_postprocessor = wrapper
-        _rebind(original, wrapper)
+        rebind(original, wrapper)
         self._wrappers.append((wrapper, original))
 
 
@@ -136,12 +135,3 @@ def _attribute(module: ModuleType, name: str) -> Any:
     if name not in vars(module):
         raise AttributeError(f"this OpenOOD has no {name!r} there")
     return vars(module)[name]
-
-
-def _rebind(old: Any, new: Any) -> None:
-    """Replace ``old`` by ``new`` where OpenOOD's modules, or the user's script, have imported it by name."""
-    for name, module in list(sys.modules.items()):
-        if name == "__main__" or name.partition(".")[0] == "openood":
-            for key, value in list(getattr(module, "__dict__", {}).items()):
-                if value is old:
-                    setattr(module, key, new)

@@ -1,0 +1,276 @@
+"""Data sets of one's own in the real OpenOOD: the figures are those of the same images under OpenOOD's own name."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from openood_postprocessing import SmallNet, write_yml
+from own_data import Scaled
+from own_data import write_yml as write_description
+
+import openood_adascale
+from openood_adascale import register_dataset, unregister, using_store
+from openood_adascale.errors import SettingError
+
+VARIABLE = "OPENOOD_ADASCALE_DATASETS"
+NEAR, FAR = ("cifar100", "tin"), ("mnist", "svhn", "texture", "places365")
+
+
+@pytest.fixture(autouse=True)
+def _registered_here_only():
+    yield
+    unregister()
+    openood_adascale.register()
+
+
+def listed(checkout, name):
+    """One of OpenOOD's lists in its benchmark cifar10."""
+    data = checkout / "data"
+    return {"images": str(data / "benchmark_imglist/cifar10" / name), "root": str(data / "images_classic")}
+
+
+@pytest.fixture
+def description(checkout):
+    """OpenOOD's cifar10, under another name."""
+    return {
+        "name": "my-digits",
+        "classes": 10,
+        "preprocessing": "cifar10",
+        "network": "ResNet18_32x32",
+        "id": {split: listed(checkout, f"{split}_cifar10.txt") for split in ("train", "val", "test")},
+        "csid": {"cifar10c": listed(checkout, "test_cifar10c.txt")},
+        "ood": {
+            "val": listed(checkout, "val_tin.txt"),
+            "near": {name: listed(checkout, f"test_{name}.txt") for name in NEAR},
+            "far": {name: listed(checkout, f"test_{name}.txt") for name in FAR},
+        },
+    }
+
+
+class Net(SmallNet):
+    def get_fc(self):
+        return self.fc.weight.detach().numpy(), self.fc.bias.detach().numpy()
+
+
+@pytest.fixture
+def net():
+    return Net().eval()
+
+
+@pytest.fixture
+def small_configs(checkout, tmp_path, packaged):
+    """OpenOOD's ymls, and of adascale a search of a few candidates."""
+    root = tmp_path / "configs"
+    shutil.copytree(checkout / "configs/postprocessors", root / "postprocessors")
+    sweep = {"percentile_list": [[60, 70], [80, 85]], "k2_list": [5, 50]}
+    write_yml(root, "adascale", packaged / "adascale.yml", postprocessor_sweep=sweep)
+    return str(root)
+
+
+@pytest.mark.parametrize("fsood", [False, True])
+@pytest.mark.parametrize("name", ["adascale", "msp", "knn", "odin", "klm", "gradnorm"])
+def test_the_figures_are_openoods(small_evaluator, net, description, small_configs, tmp_path, name, fsood):
+    want = small_evaluator(name, net=net, config_root=small_configs).eval_ood(fsood, progress=False)
+    own = register_dataset(write_description(tmp_path / "mine.yml", description))
+    evaluator = small_evaluator(
+        name, net=net, id_name=own, data_root=str(tmp_path / "nowhere"), config_root=small_configs
+    )
+    got = evaluator.eval_ood(fsood, progress=False)
+    pd.testing.assert_frame_equal(got, want, check_exact=True)
+    assert got["AUROC"].between(1, 100).all()
+    assert got["ACC"].nunique() == 1
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_class_folders_with_spaces(small_evaluator, net, description, checkout, tmp_path):
+    want = small_evaluator("knn", net=net).eval_ood(progress=False)
+    for split in ("train", "val", "test"):
+        entry = description["id"][split]
+        for number, line in enumerate(Path(entry["images"]).read_text().splitlines()):
+            name, label = line.split()
+            target = tmp_path / "my pictures" / split / f"digit {label}" / f"{number}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(f"{entry['root']}/{name}", target)
+        description["id"][split] = f"my pictures/{split}"
+    description["classes"] = [f"digit {number}" for number in range(10)]  # of which the folders have six
+    description["ood"]["near"]["tin"] = str(checkout / "data/images_classic/tin/test")
+    del description["csid"]
+    own = register_dataset(write_description(tmp_path / "mine.yml", description))
+    evaluator = small_evaluator("knn", net=net, id_name=own, num_workers=2)
+    pd.testing.assert_frame_equal(evaluator.eval_ood(progress=False), want, check_exact=True)
+    with pytest.raises(SettingError, match=r"mine.yml: csid: None"):
+        evaluator.eval_ood(fsood=True)
+
+
+def test_from_the_store(small_evaluator, net, description, tmp_path, capfd):
+    own = register_dataset(description)
+    want = small_evaluator("knn", net=net, id_name=own).eval_ood(progress=False)
+    with using_store(tmp_path / "store"):
+        for most in (5000, 64):  # the second time, a few are scored both ways
+            net.images = 0
+            found = small_evaluator("knn", net=net, id_name=own).eval_ood(progress=False)
+            pd.testing.assert_frame_equal(found, want, atol=2e-3, rtol=0)
+            assert net.images <= most
+        assert "as always" not in capfd.readouterr().err
+        net.images = 0
+        small_evaluator("optfs", net=net, id_name=own).eval_ood(progress=False)
+        assert net.images == 0
+
+
+def test_adascales_pickle_knows_its_images(small_evaluator, net, description, small_configs, checkout, capfd):
+    own = register_dataset(description)
+    kwargs = {"net": net, "id_name": own, "config_root": small_configs}
+    kept = pickle.dumps(small_evaluator("adascale", **kwargs).postprocessor)
+    again = small_evaluator(postprocessor=pickle.loads(kept), **kwargs)
+    assert "out of date" not in capfd.readouterr().err
+    assert again.postprocessor.hyperparam_search_done
+    description["id"]["val"] = description["id"]["test"]
+    register_dataset(description)
+    small_evaluator(postprocessor=pickle.loads(kept), **kwargs)
+    assert "made with other validation images" in capfd.readouterr().err
+
+
+def test_preprocessing(small_evaluator, net, description):
+    description["preprocessing"] = {"size": 32, "resize": 32, "mean": 0.5, "std": [0.2, 0.25, 0.5]}
+    description["name"] = "imagenet-digits"  # OpenOOD itself wants presets of its own where it reads imagenet
+    own = register_dataset(description)
+    evaluator = small_evaluator("odin", net=net, id_name=own)
+    assert evaluator.postprocessor.input_std == [0.2, 0.25, 0.5]
+    batch = next(iter(evaluator.dataloader_dict["id"]["test"]))
+    assert batch["data"].shape[1:] == (3, 32, 32)
+    assert batch["data"].min() == pytest.approx(-2.5)
+    assert torch.equal(batch["data"], batch["data_aux"])
+    # The Evaluator's argument goes first, as ever.
+    other = small_evaluator("msp", net=net, id_name=own, preprocessor=Scaled(3.0))
+    changed = next(iter(other.dataloader_dict["id"]["test"]))
+    assert (changed["data"].min(), changed["data"].max()) == (0, 3)
+    assert torch.equal(changed["data_aux"], batch["data"])
+
+
+def test_what_lacks_is_named(small_evaluator, net, description, capfd):
+    train, val = description["id"].pop("train"), description["id"]["val"]
+    del description["ood"]["val"]
+    own = register_dataset(description)
+    small_evaluator("msp", net=net, id_name=own).eval_ood(progress=False)
+    needed = r"data set: id: train: None .* this postprocessor needs"
+    with pytest.raises(SettingError, match=needed):
+        small_evaluator("mds", net=net, id_name=own)
+    capfd.readouterr()
+    with using_store(True), pytest.raises(SettingError, match=needed):
+        small_evaluator("mds", net=net, id_name=own)
+    assert "mds: run on the images, as always: SettingError: data set: id: train" in capfd.readouterr().err
+    description["id"] = {**description["id"], "train": train}
+    with pytest.raises(SettingError, match=r"data set: ood: val: None .* this postprocessor needs"):
+        small_evaluator("knn", net=net, id_name=register_dataset(description))
+    description["id"] = {"test": val}
+    with pytest.raises(ValueError, match="val"):
+        small_evaluator("adascale", net=net, id_name=register_dataset(description))
+
+
+def test_it_can_be_taken_back(small_evaluator, net, description):
+    from openood.evaluation_api import datasets, evaluator, preprocessor
+    from openood.postprocessors import info
+    from openood.preprocessors import transform
+
+    def state():
+        tables = (datasets.DATA_INFO, preprocessor.default_preprocessing_dict, info.num_classes_dict)
+        modules = (datasets, evaluator, preprocessor, info, transform)
+        functions = [[f for f in vars(module).values() if callable(f)] for module in modules]
+        return [list(table) for table in (*tables, transform.normalization_dict)], functions
+
+    unregister()
+    before = state()
+    with pytest.raises(SettingError, match=r"name: 'cub' .* a name that OpenOOD does not have"):
+        register_dataset({**description, "name": "cub"})
+    register_dataset(description)
+    small_evaluator("msp", net=net, id_name="my-digits")
+    assert info.num_classes_dict["my-digits"] == 10
+    assert transform.normalization_dict["my-digits"] == transform.normalization_dict["cifar10"]
+    assert state() != before
+    unregister()
+    assert state() == before
+    with pytest.raises(ValueError, match="my-digits"):
+        small_evaluator("msp", net=net, id_name="my-digits")
+
+
+# Scripts.
+
+
+def table(path):
+    return pd.read_csv(path, index_col=0).map(lambda cell: float(str(cell).split(" ± ")[0]))
+
+
+@pytest.mark.parametrize("run_root", [("s0",)], indirect=True)
+def test_eval_ood(run_script, run_root, description, tmp_path):
+    """By the runner, and the script by itself for OpenOOD's own data set."""
+    env = {VARIABLE: str(write_description(tmp_path / "mine.yml", description))}
+    runner = ["-m", "openood_adascale", "run"]
+    args = ["scripts/eval_ood.py", "--root", run_root, "--fsood", "--save-csv", "--id-data"]
+    done = run_script([*runner, *args, "my-digits", "--postprocessor", "msp"], env=env)
+    assert "Performing inference on my-digits test set" in done.stdout
+    found = table(run_root / "fsood/msp.csv")
+    run_script([*args, "cifar10", "--postprocessor", "msp"], env=env)
+    pd.testing.assert_frame_equal(table(run_root / "fsood/msp.csv"), found, atol=0.011, rtol=0)
+    name = "adascale_logit_resnet50"
+    run_script([*runner, "--postprocessors", name, *args, "my-digits", "--save-score"], env=env)
+    figures = table(run_root / f"fsood/{name}.csv")
+    assert list(figures.index) == list(found.index)
+    assert figures["ACC"].to_list() == found["ACC"].to_list()
+    assert 60 < figures["AUROC"]["farood"] <= 100
+    assert (run_root / f"s0/postprocessors/{name}.pkl").stat().st_size < 20_000
+    with open(run_root / f"s0/scores/{name}.pkl", "rb") as file:
+        assert np.isfinite(pickle.load(file)["csid"]["cifar10c"][1]).all()
+
+
+def test_eval_ood_by_itself_says_what_to_do(run_script, description, tmp_path):
+    yml = write_description(tmp_path / "mine.yml", description)
+    args = ["scripts/eval_ood.py", "--root", "results", "--id-data", "my-digits"]
+    done = run_script(args, env={VARIABLE: str(yml)}, check=False)
+    assert done.returncode == 2
+    assert "invalid choice: 'my-digits'" in done.stderr
+    assert f"have it take yours by python -m openood_adascale run {' '.join(args)}" in done.stderr
+
+
+@pytest.mark.parametrize("several", [[], ["--postprocessors", "msp,knn"]])
+def test_what_the_runner_refuses(run_script, description, tmp_path, several):
+    del description["network"]
+    yml = write_description(tmp_path / "mine.yml", description)
+    run = ["-m", "openood_adascale", "run", *several]
+
+    def refused(*args):
+        done = run_script([*run, *args, "--id-data", "my-digits"], env={VARIABLE: str(yml)}, check=False)
+        assert done.returncode == 2
+        return done.stderr.splitlines()[-1]
+
+    assert f"openood-adascale run: {yml}: network: None" in refused("scripts/eval_ood.py", "--root", "x")
+    told = refused("scripts/eval_ood_imagenet.py", "--tvs-pretrained")
+    assert "script: 'scripts/eval_ood_imagenet.py' is not allowed" in told
+    assert "--id-data, NUM_CLASSES, MODEL is not there" in told
+
+
+OWN_SCRIPT = """
+import torch
+from openood.evaluation_api import Evaluator
+from openood_postprocessing import SmallNet
+evaluator = Evaluator(SmallNet().eval(), id_name="my-digits", config_root="configs", postprocessor_name="msp", num_workers=1)
+print(evaluator.eval_ood(progress=False).to_csv())
+"""
+
+
+def test_a_script_of_ones_own(run_script, small_evaluator, description, tmp_path):
+    """The variable is all that it needs."""
+    yml = write_description(tmp_path / "mine.yml", description)
+    (tmp_path / "own.py").write_text(OWN_SCRIPT)
+    path = {"PYTHONPATH": ":".join(sys.path)}
+    done = run_script([tmp_path / "own.py"], env={VARIABLE: str(yml), **path})
+    want = small_evaluator("msp", net=SmallNet().eval()).eval_ood(progress=False)
+    lines = done.stdout[done.stdout.rindex(",FPR@95") :].splitlines()[1:-1]
+    figures = np.array([[float(number) for number in line.split(",")[1:]] for line in lines if line])
+    np.testing.assert_allclose(figures, want.to_numpy(), atol=1e-6)
