@@ -50,9 +50,16 @@ def chosen_store() -> Store | None:
     Raises:
         StoreError: as :func:`current_store`.
     """
-    if _chosen.get(None) is not None or os.environ.get(VARIABLE, "").strip():
-        return current_store()
-    return None
+    return current_store() if is_chosen() else None
+
+
+def is_chosen() -> bool:
+    """Whether someone has said what store to use, be it none."""
+    try:
+        _chosen.get()
+    except LookupError:
+        return bool(os.environ.get(VARIABLE, "").strip())
+    return True
 
 
 @contextmanager
