@@ -55,12 +55,17 @@ def evaluate_folders(chosen: Mapping[str, Any], say: Say) -> dict[str, Result]:
         detectors,
         benchmark,
         search=search,
-        known_accuracy=None if labels else math.nan,
+        known_accuracy=None if _all_labelled(benchmark.test) else math.nan,
         progress=reading.progress,
         store=chosen.get("store"),
     )
     say(_summary(results))
     return results
+
+
+def _all_labelled(loader: Any) -> bool:
+    # An image list brings labels of its own.
+    return min(loader.dataset.labels) >= 0
 
 
 def _detectors(chosen: Mapping[str, Any], network: nn.Module) -> dict[str, AnyDetector]:
