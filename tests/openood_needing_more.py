@@ -75,6 +75,12 @@ def looking_into_the_network(base):
                 net(batch["data"])
             handle.remove()
 
+    return [Noise, Layers, Norm, Hooks]
+
+
+def changing_or_keeping_the_network(base):
+    """The same, with what can be done to a network."""
+
     class Trains(base):
         def postprocess(self, net, data):
             net.train()
@@ -105,6 +111,12 @@ def looking_into_the_network(base):
             pred, conf = super().postprocess(net, data)
             return pred, conf * getattr(net, "temperature", 1.0)
 
+    return [Trains, Auxiliary, Keeps, Prunes, Renames]
+
+
+def looking_elsewhere(base):
+    """The same, with what else is at hand."""
+
     class AsksABatch(base):
         def inference(self, net, data_loader, progress=True):
             found = super().inference(net, data_loader, progress)
@@ -130,10 +142,7 @@ def looking_into_the_network(base):
             self.history.extend(conf.tolist())
             return pred, conf - np.mean(self.history)
 
-    return [
-        Noise, Layers, Norm, Hooks, Trains, Auxiliary, Keeps, Prunes, Renames, AsksABatch, AsksTheDataset, Layered,
-        Streams,
-    ]  # fmt: skip
+    return [AsksABatch, AsksTheDataset, Layered, Streams]
 
 
 def asking_later(base):

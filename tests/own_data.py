@@ -59,3 +59,29 @@ def description() -> dict[str, Any]:
 def write_yml(path: Path, content: Any) -> Path:
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
+
+
+NEAR, FAR = ("cifar100", "tin"), ("mnist", "svhn", "texture", "places365")
+
+
+def listed(checkout, name):
+    """One of OpenOOD's lists in its benchmark cifar10."""
+    data = checkout / "data"
+    return {"images": str(data / "benchmark_imglist/cifar10" / name), "root": str(data / "images_classic")}
+
+
+def openood_description(checkout):
+    """OpenOOD's cifar10, under another name."""
+    return {
+        "name": "my-digits",
+        "classes": 10,
+        "preprocessing": "cifar10",
+        "network": "ResNet18_32x32",
+        "id": {split: listed(checkout, f"{split}_cifar10.txt") for split in ("train", "val", "test")},
+        "csid": {"cifar10c": listed(checkout, "test_cifar10c.txt")},
+        "ood": {
+            "val": listed(checkout, "val_tin.txt"),
+            "near": {name: listed(checkout, f"test_{name}.txt") for name in NEAR},
+            "far": {name: listed(checkout, f"test_{name}.txt") for name in FAR},
+        },
+    }

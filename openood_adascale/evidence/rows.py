@@ -134,9 +134,8 @@ class Rows:
         what = ["the network"] * (full_network_digest(self._reader.network) != self._of[0])
         what += ["the images"] * (not self.holds)
         if what:
-            raise Changed(
-                f"store: {' and '.join(what)} changed while images were to be read; nothing of that is kept. Run again"
-            )
+            told = f"{' and '.join(what)} changed while images were to be read"
+            raise Changed(f"store: {told}; nothing of that is kept. Run again")
 
     def _shards(
         self,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from openood_postprocessing import SmallNet, write_yml
-from own_data import Scaled
+from openood_postprocessing import write_yml
+from openood_replayed import Net
+from own_data import Scaled, openood_description
 from own_data import write_yml as write_description
 
 import openood_adascale
@@ -21,7 +19,6 @@ from openood_adascale import register_dataset, unregister, using_store
 from openood_adascale.errors import SettingError
 
 VARIABLE = "OPENOOD_ADASCALE_DATASETS"
-NEAR, FAR = ("cifar100", "tin"), ("mnist", "svhn", "texture", "places365")
 
 
 @pytest.fixture(autouse=True)
@@ -31,33 +28,9 @@ def _registered_here_only():
     openood_adascale.register()
 
 
-def listed(checkout, name):
-    """One of OpenOOD's lists in its benchmark cifar10."""
-    data = checkout / "data"
-    return {"images": str(data / "benchmark_imglist/cifar10" / name), "root": str(data / "images_classic")}
-
-
 @pytest.fixture
 def description(checkout):
-    """OpenOOD's cifar10, under another name."""
-    return {
-        "name": "my-digits",
-        "classes": 10,
-        "preprocessing": "cifar10",
-        "network": "ResNet18_32x32",
-        "id": {split: listed(checkout, f"{split}_cifar10.txt") for split in ("train", "val", "test")},
-        "csid": {"cifar10c": listed(checkout, "test_cifar10c.txt")},
-        "ood": {
-            "val": listed(checkout, "val_tin.txt"),
-            "near": {name: listed(checkout, f"test_{name}.txt") for name in NEAR},
-            "far": {name: listed(checkout, f"test_{name}.txt") for name in FAR},
-        },
-    }
-
-
-class Net(SmallNet):
-    def get_fc(self):
-        return self.fc.weight.detach().numpy(), self.fc.bias.detach().numpy()
+    return openood_description(checkout)
 
 
 @pytest.fixture
@@ -197,7 +170,10 @@ def test_what_lacks_is_named(small_evaluator, net, description, capfd):
     capfd.readouterr()
     with using_store(True), pytest.raises(SettingError, match=needed):
         small_evaluator("mds", net=net, id_name=own)
-    assert "mds: run on the images, as always: SettingError: data set: id: train" in capfd.readouterr().err
+    assert (
+        "mds: run on the images, as always: with stored activations it fails (SettingError: data set: id: train"
+        in capfd.readouterr().err
+    )
     description["id"] = {**description["id"], "train": train}
     with pytest.raises(SettingError, match=r"data set: ood: val: None .* this postprocessor needs"):
         small_evaluator("knn", net=net, id_name=register_dataset(description))
@@ -229,6 +205,7 @@ def test_it_can_be_taken_back(small_evaluator, net, description):
     with pytest.raises(ValueError, match="my-digits"):
         small_evaluator("msp", net=net, id_name="my-digits")
     # What has been made before goes on working.
+    openood_adascale.register()
     want = small_evaluator("msp", net=net).eval_ood(progress=False)
     pd.testing.assert_frame_equal(kept.eval_ood(progress=False), want, check_exact=True)
     unregister()
@@ -255,115 +232,3 @@ def test_names_that_openood_has(description, name):
         register_dataset({**description, "name": name})
     assert [dict(table) for table in tables] == before
     assert [list(table) for table in tables] == [list(table) for table in before]
-
-
-# Scripts.
-
-
-def table(path):
-    return pd.read_csv(path, index_col=0).map(lambda cell: float(str(cell).split(" ± ")[0]))
-
-
-@pytest.mark.parametrize("run_root", [("s0",)], indirect=True)
-def test_eval_ood(run_script, run_root, description, tmp_path):
-    """By the runner, and the script by itself for OpenOOD's own data set."""
-    env = {VARIABLE: str(write_description(tmp_path / "mine.yml", description))}
-    runner = ["-m", "openood_adascale", "run"]
-    args = ["scripts/eval_ood.py", "--root", run_root, "--fsood", "--save-csv", "--id-data"]
-    done = run_script([*runner, *args, "my-digits", "--postprocessor", "msp"], env=env)
-    assert "Performing inference on my-digits test set" in done.stdout
-    found = table(run_root / "fsood/msp.csv")
-    run_script([*args, "cifar10", "--postprocessor", "msp"], env=env)
-    pd.testing.assert_frame_equal(table(run_root / "fsood/msp.csv"), found, atol=0.011, rtol=0)
-    name = "adascale_logit_resnet50"
-    run_script([*runner, "--postprocessors", name, *args, "my-digits", "--save-score"], env=env)
-    figures = table(run_root / f"fsood/{name}.csv")
-    assert list(figures.index) == list(found.index)
-    assert figures["ACC"].to_list() == found["ACC"].to_list()
-    assert 60 < figures["AUROC"]["farood"] <= 100
-    assert (run_root / f"s0/postprocessors/{name}.pkl").stat().st_size < 20_000
-    with open(run_root / f"s0/scores/{name}.pkl", "rb") as file:
-        assert np.isfinite(pickle.load(file)["csid"]["cifar10c"][1]).all()
-
-
-def test_eval_ood_by_itself_says_what_to_do(run_script, description, tmp_path):
-    yml = write_description(tmp_path / "mine.yml", description)
-    args = ["scripts/eval_ood.py", "--root", "results", "--id-data", "my-digits"]
-    done = run_script(args, env={VARIABLE: str(yml)}, check=False)
-    assert done.returncode == 2
-    assert "invalid choice: 'my-digits'" in done.stderr
-    assert f"have it take yours by python -m openood_adascale run {' '.join(args)}" in done.stderr
-
-
-@pytest.mark.parametrize("several", [[], ["--postprocessors", "msp,knn"]])
-def test_what_the_runner_refuses(run_script, description, tmp_path, several):
-    del description["network"]
-    yml = write_description(tmp_path / "mine.yml", description)
-    run = ["-m", "openood_adascale", "run", *several]
-
-    def refused(*args):
-        done = run_script([*run, *args, "--id-data", "my-digits"], env={VARIABLE: str(yml)}, check=False)
-        assert done.returncode == 2
-        return done.stderr.splitlines()[-1]
-
-    assert f"openood-adascale run: {yml}: network: None" in refused("scripts/eval_ood.py", "--root", "x")
-    told = refused("scripts/eval_ood_imagenet.py", "--tvs-pretrained")
-    assert "script: 'scripts/eval_ood_imagenet.py' is not allowed" in told
-    assert "--id-data, NUM_CLASSES, MODEL is not there" in told
-
-
-NAMES_SCRIPT = """
-import torch
-from openood.evaluation_api import Evaluator, datasets
-from openood.preprocessors.transform import normalization_dict
-assert datasets.DATA_INFO["imagenet200"]["num_classes"] == 200 and "covid" not in datasets.DATA_INFO
-assert normalization_dict["covid"][0] == [0.4907] * 3
-assert datasets.DATA_INFO["my-digits"]["num_classes"] == 10
-for name in ("imagenet200", "covid"):
-    try: Evaluator(torch.nn.Identity(), id_name=name, postprocessor_name="msp")
-    except ValueError as error: print(error)
-"""
-
-
-def test_names_that_openood_has_by_the_variable(run_script, description, tmp_path):
-    """Said once, met by whoever asks for them, and no hindrance to another data set."""
-    ymls = [
-        write_description(tmp_path / f"{name}.yml", {**description, "name": name})
-        for name in ("imagenet200", "my-digits", "covid")
-    ]
-    (tmp_path / "own.py").write_text(NAMES_SCRIPT)
-    done = run_script([tmp_path / "own.py"], env={VARIABLE: os.pathsep.join(map(str, ymls))})
-    for said in (done.stdout, done.stderr):
-        for name in ("imagenet200", "covid"):
-            told = f"{name}.yml: name: {name!r} is not allowed; expected a name that OpenOOD does not have"
-            assert said.count(told) == 1, said
-
-
-def test_without_this_package_the_variable_is_nothing(run_script, description, tmp_path):
-    yml = write_description(tmp_path / "mine.yml", description)
-    code = "import sys, torch; from openood.evaluation_api import Evaluator, datasets; print(list(datasets.DATA_INFO))"
-    shown = run_script(
-        ["-c", code], env={VARIABLE: str(yml), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}, check=False
-    )
-    assert "my-digits" not in shown.stdout + shown.stderr
-
-
-OWN_SCRIPT = """
-import torch
-from openood.evaluation_api import Evaluator
-from openood_postprocessing import SmallNet
-evaluator = Evaluator(SmallNet().eval(), id_name="my-digits", config_root="configs", postprocessor_name="msp", num_workers=1)
-print(evaluator.eval_ood(progress=False).to_csv())
-"""
-
-
-def test_a_script_of_ones_own(run_script, small_evaluator, description, tmp_path):
-    """The variable is all that it needs."""
-    yml = write_description(tmp_path / "mine.yml", description)
-    (tmp_path / "own.py").write_text(OWN_SCRIPT)
-    path = {"PYTHONPATH": ":".join(sys.path)}
-    done = run_script([tmp_path / "own.py"], env={VARIABLE: str(yml), **path})
-    want = small_evaluator("msp", net=SmallNet().eval()).eval_ood(progress=False)
-    lines = done.stdout[done.stdout.rindex(",FPR@95") :].splitlines()[1:-1]
-    figures = np.array([[float(number) for number in line.split(",")[1:]] for line in lines if line])
-    np.testing.assert_allclose(figures, want.to_numpy(), atol=1e-6)

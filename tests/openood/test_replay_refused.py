@@ -5,18 +5,26 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
-from openood_needing_more import asking_later, looking_at_images, looking_into_the_network
+from openood_needing_more import (
+    asking_later,
+    changing_or_keeping_the_network,
+    looking_at_images,
+    looking_elsewhere,
+    looking_into_the_network,
+)
 from openood_replayed import Net, evaluated
 
 from openood_adascale import using_store
 from openood_adascale.errors import StoreError
+
+KINDS = looking_at_images, looking_into_the_network, changing_or_keeping_the_network, looking_elsewhere
 
 
 @pytest.mark.parametrize("number", range(18))
 def test_whoever_needs_more_is_run_on_the_images(small_evaluator, common, number, capfd):
     from openood.postprocessors import BasePostprocessor
 
-    kind = [*looking_at_images(BasePostprocessor), *looking_into_the_network(BasePostprocessor)][number]
+    kind = [kind for kinds in KINDS for kind in kinds(BasePostprocessor)][number]
 
     def made():
         instance = kind(None)
