@@ -25,7 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val", metavar="DIR", help="in-distribution validation images")
     add("--ood-val", metavar="DIR", help="OOD validation images, for a search")
     add("--train", metavar="DIR", help="training images; methods that learn from them take --val without it")
-    add("--near", metavar="NAME=DIR", nargs="+", action="extend", help="near-OOD sets")
+    add(
+        "--near",
+        metavar="NAME=DIR",
+        nargs="+",
+        action="extend",
+        help="near-OOD sets; one set, near or far, is needed",
+    )
     add("--far", metavar="NAME=DIR", nargs="+", action="extend", help="far-OOD sets")
     add(
         "--labels",
@@ -93,6 +99,8 @@ def choices(options: argparse.Namespace) -> dict[str, Any]:
     chosen.update({name: value for name, value in known.items() if value is not None})
     for name in ("near", "far"):
         chosen[name] = _sets(name, chosen[name])
+    if not chosen["near"] and not chosen["far"]:
+        raise SettingError("--near, --far", None, "at least one NAME=DIR in one of them")
     for name in ("network", "id", "out"):
         if not chosen[name]:
             raise SettingError(f"--{name}", chosen[name], "one: it is needed")
@@ -108,8 +116,6 @@ def _sets(name: str, given: Any) -> dict[str, str]:
         if not (key and equals and folder) or key in sets:
             raise SettingError(f"--{name}", word, "NAME=DIR, each name once")
         sets[key] = folder
-    if not sets:
-        raise SettingError(f"--{name}", given, "at least one NAME=DIR")
     return sets
 
 

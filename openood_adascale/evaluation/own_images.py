@@ -103,6 +103,7 @@ def _summary(results: Mapping[str, Result]) -> str:
         METHODS[name].label: {
             f"{split} {column}": result.table[column][f"{split}ood"]
             for split in ("near", "far")
+            if f"{split}ood" in result.table.index
             for column in ("FPR@95", "AUROC")
         }
         for name, result in results.items()
