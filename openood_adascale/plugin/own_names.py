@@ -95,6 +95,11 @@ class OwnNames:
             if own.name in self._refused:
                 raise self._refused.pop(own.name)
 
+    def remove(self, name: str) -> None:
+        """Have OpenOOD forget a data set; one that is not there is no error."""
+        with LOCK:
+            self._forget(name)
+
     def enter(self, module: ModuleType) -> None:
         """Enter the data sets, if ``module``, which was just executed, has one of the tables."""
         if module.__name__ in _TABLES:
@@ -165,7 +170,7 @@ class OwnNames:
                 module = sys.modules.get(_NORMALIZATION)
                 if module is not None:
                     self._enter_normalization(module, own)
-        if found.normalization is None:
+        if found.normalization is None and own.loaders is None:
             say(
                 f"{name}: its preprocessing shows no mean and std; OpenOOD's odin and godin take 0.5 for both"
             )
@@ -241,6 +246,8 @@ class OwnNames:
         return self.preprocessing(own.name).transform
 
     def _dataloaders(self, own: OwnData, arguments: dict[str, Any]) -> Any:
+        if own.loaders is not None:
+            return own.loaders
         from .own_images import loaders
 
         standard = self.preprocessing(own.name).transform
