@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -38,11 +38,7 @@ def evaluation_api(asked_by: str) -> ModuleType:
         if str(place) not in sys.path:
             sys.path.insert(0, str(place))
             importlib.invalidate_caches()
-    spec = (
-        importlib.util.find_spec("openood")
-        if "openood" not in sys.modules
-        else sys.modules["openood"].__spec__
-    )
+    spec = find_spec("openood") if "openood" not in sys.modules else sys.modules["openood"].__spec__
     if spec is None or not any((Path(folder) / "evaluation_api").is_dir() for folder in _folders(spec)):
         told = f"{asked_by} needs OpenOOD: have {ROOT} name a checkout of it, or put one on Python's path"
         raise SettingError(ROOT, root or None, f"OpenOOD where 'import openood' finds it; {told}")

@@ -160,10 +160,13 @@ class OwnNames:
         found = self._prepared.get(name)
         if found is not None:
             return found
-        from .own_preprocessing import preprocessing_for
+        from .own_preprocessing import as_it_is, preprocessing_for
 
         own = self._sets[name]
-        found = preprocessing_for(own.preprocessing, own.place)
+        if own.loaders is not None and callable(own.preprocessing):
+            found = as_it_is(own.preprocessing)
+        else:
+            found = preprocessing_for(own.preprocessing, own.place)
         with LOCK:
             if self._sets.get(name) is own:
                 self._prepared[name] = found
