@@ -32,7 +32,6 @@ from .names import postprocessor_methods
 from .own_data import Classes, OwnData
 from .process import say
 from .registration import OWN_NAMES, within_evaluator
-from .stored_images import NeedsMore
 
 KIND = "openood"
 _DATA = "openood-adascale-folders"
@@ -107,9 +106,12 @@ class Foreign:
         self.args_dict: Mapping[str, Any] = {}
         """What is searched."""
         self.hyperparam_search_done = False
-        self._benchmark: Benchmark | None = None
+        self._paths: dict[int, tuple[str, ...]] = {}
+        self._images: Tensor | None = None
+        self._own: OwnData | None = None
         self._evaluator: Any = None
         self._chosen: list[Any] | None = None
+        self._pending = False
 
     def __repr__(self) -> str:
         return f"foreign({self.name!r}, {type(self.network).__name__})"
@@ -126,8 +128,10 @@ class Foreign:
                 raise no_images(kind)
             if self.name in learning and self.name in _LEARN_CLASSES and not has_labels(loader):
                 raise no_labels(kind)
-        self._benchmark = benchmark
-        with self._lent(benchmark, self._images(benchmark)):
+        self._paths = paths_of(benchmark)
+        self._images = prepare(unwrap(self.network), first_images(benchmark.test))[:2]
+        self._own = self._described(benchmark)
+        with self._lent():
             made = self._made()
         self.APS_mode, self.args_dict = made.aps, made.postprocessor.args_dict if made.aps else {}
         self.hyperparam_search_done = False
@@ -138,7 +142,7 @@ class Foreign:
         Raises:
             RuntimeError: none was; and whatever the postprocessor raises.
         """
-        self._chosen = None
+        self._chosen, self._pending = None, False
         self.hyperparam_search_done = False
         self._construct()
 
@@ -146,24 +150,22 @@ class Foreign:
         self, net: Any, data_loader: Iterable[Any], progress: bool | None = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N,) predicted classes, scores and labels of the images of one of the benchmark's loaders."""
-        path = paths_of(self._checked)[id(data_loader)]
+        path = self._paths[id(data_loader)]
+        calls = 0
 
         def run(evaluator: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if self._chosen is not None and (self._pending or calls > 1):  # set up anew, it has forgotten
+                evaluator.postprocessor.set_hyperparam(list(self._chosen))
             loader = evaluator.dataloader_dict
             for key in path:
                 loader = loader[key]
             return evaluator.postprocessor.inference(evaluator.net, loader, progress=progress is not False)
 
-        with self._quietly():
-            try:
-                found = within_evaluator(self._evaluator, run)
-            except NeedsMore as error:  # with these settings
-                say(f"{self.name}: run on the images, as always: {error}", once=False)
-                with using_store(False):
-                    self._construct()
-                if self._chosen is not None:
-                    self.set_hyperparam(self._chosen)
-                found = run(self._evaluator)
+        with self._quietly(), self._lent():  # it may have to be set up anew, on the images
+            found = within_evaluator(self._evaluator, run)
+        self._pending = False
         predictions, scores, labels = found
         scores = np.asarray(scores)
         if scores.shape == (len(scores), 1):  # as gram's are
@@ -171,34 +173,22 @@ class Foreign:
         return predictions, scores, labels
 
     def set_hyperparam(self, hyperparam: list[Any]) -> None:
-        """Set the values of :attr:`args_dict`, in its order."""
-        self._chosen = list(hyperparam)
-        with self._quietly():
-            self._evaluator.postprocessor.set_hyperparam(list(hyperparam))
+        """Have the next inference begin with these values of :attr:`args_dict`, in its order."""
+        self._chosen, self._pending = list(hyperparam), True
 
     def get_hyperparam(self) -> Any:
-        """As the postprocessor tells them."""
-        return self._evaluator.postprocessor.get_hyperparam()
-
-    @property
-    def _checked(self) -> Benchmark:
-        if self._benchmark is None:
-            raise RuntimeError(f"{self!r}: call check(benchmark) first, as evaluate does")
-        return self._benchmark
-
-    def _images(self, benchmark: Benchmark) -> Tensor:
-        return prepare(unwrap(self.network), first_images(benchmark.test))[:2]
+        """The values of :attr:`args_dict` that were set last; those of the yml as the postprocessor tells them."""
+        return self._evaluator.postprocessor.get_hyperparam() if self._chosen is None else list(self._chosen)
 
     def _construct(self) -> None:
-        benchmark = self._checked
-        images = self._images(benchmark)
+        images: Any = self._images
         api = evaluation_api(f"{KIND}:{self.name}")
         # Named or not: the activations of this process are there for all methods.
         store = current_store()
         with (
             self._quietly(),
             using_store(False if store is None else store),
-            self._lent(benchmark, images),
+            self._lent(),
         ):
             self._evaluator = api.Evaluator(
                 dressed(self.network, images),
@@ -216,15 +206,15 @@ class Foreign:
         postprocessor.APS_mode = False  # evaluate searches, which knows whether to
         return _Made(postprocessor, searched)
 
-    @contextmanager
-    def _lent(self, benchmark: Benchmark, images: Tensor) -> Iterator[None]:
-        """OpenOOD knows the benchmark meanwhile."""
+    def _described(self, benchmark: Benchmark) -> OwnData:
+        """The benchmark as a data set of one's own, whose loaders are there already."""
+        images: Any = self._images
         with frozen(self.network), torch.no_grad():
             classes = logits_of(self.network, self.network(images.clone())).shape[1]
         read = self.name not in _WITHOUT_CLASSES
         unlabelled = [kind for kind in ("train", "val") if read and not has_labels(benchmark.known[kind])]
         transform = getattr(getattr(benchmark.test, "dataset", None), "transform", None)
-        own = OwnData(
+        return OwnData(
             place=f"{KIND}:{self.name}",
             name=_DATA,
             classes=Classes(classes),
@@ -237,7 +227,13 @@ class Foreign:
             far={},
             loaders=tree_of(benchmark, unlabelled),
         )
-        OWN_NAMES.add(own)
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        """OpenOOD knows the benchmark meanwhile."""
+        if self._own is None:
+            raise RuntimeError(f"{self!r}: call check(benchmark) first, as evaluate does")
+        OWN_NAMES.add(self._own)
         try:
             if self.name in _NORMALISE and OWN_NAMES.preprocessing(_DATA).normalization is None:
                 say(f"{self.name}: the images' transform shows no mean and std; 0.5 is taken for both")

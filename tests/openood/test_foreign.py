@@ -4,71 +4,22 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import call_here as call
-from torch import nn
+from six_digits import BATCH, TRANSFORM, OpenOODsWay, Plain, digits_of, places
 from torch.utils.data import DataLoader, TensorDataset
 
 import openood_adascale
 from openood_adascale import AdaSCALE, Benchmark, evaluate, register_dataset, unregister, using_store
-from openood_adascale.errors import SettingError
-from openood_adascale.evaluation.folders import find_images
-from openood_adascale.evaluation.transforms import transform_for
 from openood_adascale.evidence.sharing import forget
 from openood_adascale.plugin.foreign import OpenOODs, foreign
 
-BATCH = 64
 NAMES = [*OpenOODs().names("all"), "odin"]
 NO_FIGURES = {"she", "vim", "nnguide"}
 """Here OpenOOD's Evaluator has none: an untrained network gives them too few right images, or dimensions."""
-TRANSFORM = "size=32,resize=32,mean=0.5,std=0.25"
-
-
-def count_images(network, count):
-    seen = logging.getLogger("networks").images  # where a network's code may keep something; see SmallNet
-    seen[network] = seen.get(network, 0) + count
-
-
-class Plain(nn.Module):
-    """As anyone's network is: nothing of what OpenOOD's methods ask for. Counts the images that it is given."""
-
-    def __init__(self):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.conv, self.head = nn.Conv2d(3, 32, 5, 4), nn.Linear(128, 6)
-
-    def feature(self, images):
-        count_images(self, len(images))
-        return nn.functional.adaptive_avg_pool2d(self.conv(images).relu(), 2).flatten(1)
-
-    def forward(self, images):
-        return self.head(self.feature(images))
-
-
-class OpenOODsWay(Plain):
-    """The same network as OpenOOD's are made."""
-
-    feature_size = 128
-
-    @property
-    def fc(self):
-        return self.head
-
-    def forward(self, images, return_feature=False):
-        feature = self.feature(images)
-        return (self.head(feature), feature) if return_feature else self.head(feature)
-
-    def get_fc(self):
-        return self.head.weight.detach().numpy(), self.head.bias.detach().numpy()
-
-    def get_fc_layer(self):
-        return self.head
 
 
 @pytest.fixture(autouse=True)
@@ -80,40 +31,9 @@ def _by_itself():
     openood_adascale.register()
 
 
-def places(checkout):
-    """Of the digits: kind, and list and root of each set."""
-    data = checkout / "data"
-
-    def listed(name):
-        return {
-            "images": str(data / "benchmark_imglist/cifar10" / name),
-            "root": str(data / "images_classic"),
-        }
-
-    return {
-        "train": listed("train_cifar10.txt"),
-        "val": listed("val_cifar10.txt"),
-        "test": listed("test_cifar10.txt"),
-        "ood_val": listed("val_tin.txt"),
-        "near": {name: listed(f"test_{name}.txt") for name in ("cifar100", "tin")},
-        "far": {name: listed(f"test_{name}.txt") for name in ("mnist", "texture")},
-        "csid": {"cifar10c": listed("test_cifar10c.txt")},
-    }
-
-
 @pytest.fixture
 def digits(checkout):
-    transform, _ = transform_for("", None, None, TRANSFORM)
-
-    def loader(of):
-        files = find_images(of["images"], root=of["root"]).with_transform(transform)
-        return DataLoader(files, batch_size=BATCH)
-
-    found = places(checkout)
-    near, far, csid = (
-        {name: loader(of) for name, of in found.pop(split).items()} for split in ("near", "far", "csid")
-    )
-    return Benchmark(near=near, far=far, covariate_shift=csid, **{k: loader(of) for k, of in found.items()})
+    return digits_of(checkout)
 
 
 @pytest.fixture
@@ -165,7 +85,7 @@ def test_the_figures_are_openoods(name, digits, reference):
         searched = evaluator.postprocessor.hyperparam_search_done
         assert (found.search is not None) == bool(searched)
         if searched:
-            assert method.get_hyperparam() == evaluator.postprocessor.get_hyperparam()
+            assert method.get_hyperparam() == list(np.atleast_1d(evaluator.postprocessor.get_hyperparam()))
             assert len(found.search) == np.prod([len(values) for values in method.args_dict.values()])
 
 
@@ -238,99 +158,3 @@ def test_loaders_of_tensors(digits):
         want = evaluate(foreign(name, network, False), digits, search=False, progress=False).table
         found = evaluate(foreign(name, network, False), of_tensors, search=False, progress=False).table
         pd.testing.assert_frame_equal(found, want.loc[found.index], atol=0.02, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "lacks", "told"),
-    [
-        ("knn", "train", "--train: None .* train images, which this method needs"),
-        ("react", "val", "--val: None .* val images"),
-        ("mds", "labels", "--train: labels: None .* class of each train image"),
-        ("temp_scaling", "labels", "--val: labels: None"),
-        ("mds_ensemble", "labels", "--train: labels: None"),
-    ],
-)
-def test_what_lacks_is_named(name, lacks, told, digits):
-    if lacks == "labels":
-        for loader in (digits.train, digits.val):
-            loader.dataset.labels = [-1] * len(loader.dataset)
-    else:
-        setattr(digits, lacks, None)
-    with pytest.raises(SettingError, match=told):
-        evaluate(foreign(name, Plain().eval(), False), digits, search=False, progress=False)
-
-
-NETWORK = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 32, 5, 4), nn.Linear(128, 6)
-
-    def forward(self, images):
-        return self.head(nn.functional.adaptive_avg_pool2d(self.conv(images).relu(), 2).flatten(1))
-
-def network():
-    torch.manual_seed(0)
-    return Net()
-"""
-
-
-def test_the_command(checkout, tmp_path, digits):
-    for name, loader in (("id", digits.test), ("train", digits.train), ("near", digits.near["tin"])):
-        for number, (path, label) in enumerate(zip(loader.dataset.paths, loader.dataset.labels, strict=True)):
-            target = tmp_path / name / (f"class {label}" if label >= 0 else "") / f"{number:04}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    (tmp_path / "net.py").write_text(NETWORK)
-
-    def run(methods, *more, check=True):
-        given = [
-            "--network",
-            tmp_path / "net.py:network",
-            "--transform",
-            TRANSFORM,
-            "--id",
-            tmp_path / "id",
-            "--near",
-        ]
-        given += [f"n={tmp_path / 'near'}", "--out", tmp_path / "out", "--workers", "0", "--quiet"]
-        return call("evaluate", *given, "--methods", methods, *more, check=check)
-
-    done = run("ebo,openood:ebo,openood:mds", "--train", tmp_path / "train", "--labels", "folders")
-    assert "left out" not in done.stdout
-    tables = {path.stem: pd.read_csv(path, index_col=0) for path in (tmp_path / "out/ood").glob("*.csv")}
-    assert set(tables) == {"ebo", "openood_ebo", "openood_mds"}
-    pd.testing.assert_frame_equal(tables["openood_ebo"], tables["ebo"], atol=0.011)
-    assert tables["openood_mds"]["AUROC"].between(1, 100).all()
-    assert "MDS (OpenOOD)" in (tmp_path / "out/report/report.html").read_text()
-    # By itself, and with methods that cannot be run here.
-    shutil.rmtree(tmp_path / "out")
-    done = run("openood:msp,openood:knn,openood:gmm,openood:mds", "--labels", "folders", check=False)
-    assert done.returncode == 1
-    assert "openood:knn: left out: --train: None is not allowed" in done.stdout
-    assert "openood:mds: left out: --train: None is not allowed" in done.stdout
-    assert "openood:gmm: left out: " in done.stdout
-    assert [path.stem for path in (tmp_path / "out/ood").glob("*.csv")] == ["openood_msp"]
-    assert pd.read_csv(tmp_path / "out/ood/openood_msp.csv")["ACC"].iloc[0] == tables["ebo"]["ACC"].iloc[0]
-    done = run("openood:knn", check=False)
-    assert done.returncode == 2
-    assert "at least one that can be run here" in done.stderr
-
-
-@pytest.mark.parametrize("name", ["nonsense", "adascale", "dropout2"])
-def test_names_that_there_are_not(name):
-    with pytest.raises(
-        SettingError, match=f"--methods: 'openood:{name}' .*openood:all .msp, mls.*, knn.*vra$"
-    ):
-        foreign(name, Plain())
-
-
-def test_without_a_yml_nothing_is_downloaded():
-    from openood.evaluation_api.postprocessor import postprocessors
-
-    assert "patchcore" in postprocessors
-    with pytest.raises(SettingError, match=r"--methods: 'openood:patchcore' .* there is no .*patchcore\.yml"):
-        foreign("patchcore", Plain())
