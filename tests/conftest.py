@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each of the processes that share the cores, and theirs
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from conftest import HEAD
 
 PAIRS = [[60, 70], [80, 85], [65, 95]]
 ID_VAL_AND_OOD_VAL = (72, 40)  # images of openood_bench's benchmark
@@ -29,6 +30,10 @@ def write_yml(folder: Path, name: str, packaged: Path, **changes) -> Path:
 
 # On a logger, since what a network's own code names is part of what the network is.
 logging.getLogger("networks").images = weakref.WeakKeyDictionary()
+
+
+LOOKED_AT = HEAD + 2
+"""Images that go through a network with ``return_feature`` while its head is looked for."""
 
 
 class SmallNet(torch.nn.Module):

@@ -39,6 +39,33 @@ def test_faults_and_memory():
     assert kept_most < most + 200_000  # kB
 
 
+GIVEN_BACK = """
+import torch
+from openood_adascale.memory import give_back, keep_memory
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4
+assert keep_memory()
+large = [torch.ones(20 * 2**18) for _ in range(10)]  # 200 MB
+end = torch.ones(1000)
+before = resident()
+del large
+give_back()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is about glibc's malloc")
+def test_what_is_free_can_be_given_back():
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", GIVEN_BACK], env=clean, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 150_000  # kB
+
+
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"])
 def test_what_the_user_chose_is_left_alone(monkeypatch, name):
     monkeypatch.setenv(name, "something")

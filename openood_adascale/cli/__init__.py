@@ -1,4 +1,5 @@
-"""The command line: ``openood-adascale demo | evaluate | fit | score | run | configs | presets | compare | report | store``.
+"""The command line: ``openood-adascale demo | evaluate | fit | score | run | configs | presets | compare | report | store |
+doctor``.
 
 A file per command, with ``add_arguments(parser)`` and ``execute(options)``, which returns the exit status. Only the
 one that is called is imported.
@@ -26,6 +27,7 @@ COMMANDS = {
     "presets": "list the paper's settings that are ready to run, for example by --postprocessor NAME",
     "compare": "compare OpenOOD's result files with the published figures",
     "store": "show or remove what a store of activations holds",
+    "doctor": "say what is installed and found here, for a bug report",
     "report": "draw a run's folder: one HTML page, pictures, Markdown tables, leaderboard entries",
 }
 

@@ -54,12 +54,12 @@ def execute(options: argparse.Namespace) -> int:
 
 def _with_store(options: argparse.Namespace, script: Path) -> int:
     # Late, since they import torch.
-    from ..evidence.sharing import chosen_store, using_store
+    from ..evidence.sharing import is_chosen, using_store
     from ..plugin import comparison
     from ..plugin import script as scripts
 
     try:
-        with using_store(options.store or (None if chosen_store() is not None else True)):
+        with using_store(options.store or (None if is_chosen() else True)):
             if options.postprocessors is None:
                 scripts.run_script(script, options.arguments)
                 return 0

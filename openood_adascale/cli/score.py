@@ -42,12 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Run it; 2 where an option, an image or a file cannot be used."""
     from ..evaluation.scoring import Scoring  # imports torch
+    from ..evidence.sharing import using_store
     from ..plugin.process import keep_memory
 
     keep_memory()
     try:
         scoring = Scoring(options.detector, vars(options), complain)
-        with _opened(options.out) as file:
+        with using_store(options.store), _opened(options.out) as file:
             counted, found = _write(file, scoring.scored(options.paths, options.tpr))
     except BrokenPipeError:  # | head has seen enough
         raise

@@ -46,8 +46,12 @@ def execute(options: argparse.Namespace) -> int:
     chosen: list[DiskEntry] = [entry for entry in entries if entry.folder.name.startswith(keys)]
     if options.action == "clear":
         size = sum(entry.size for entry in chosen)
-        for entry in chosen:
-            entry.remove()
+        try:
+            for entry in chosen:
+                entry.remove()
+        except StoreError as error:
+            complain(f"openood-adascale {error}")
+            return 2
         print(f"removed {len(chosen)} of {len(entries)} entries, {readable(size)}")
         return 0
     for entry in chosen:

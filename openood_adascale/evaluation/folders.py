@@ -163,13 +163,35 @@ def _labels_of(csv: str, where: str, paths: Sequence[str]) -> list[int]:
     known: dict[str, int] = {}
     for base in (where if os.path.isdir(where) else os.path.dirname(where), os.path.dirname(csv)):
         listed = from_csv(csv, base, "labels")
-        known.update(zip(map(os.path.abspath, listed.paths), listed.labels, strict=True))
+        known.update(_class_of_each(listed.paths, listed.labels))
     found = [known.get(os.path.abspath(path)) for path in paths]
     lacking = [path for path, label in zip(paths, found, strict=True) if label is None]
     if lacking:
         allowed = f"a CSV with a label for each image; {len(lacking)} of {len(paths)} have none, such as {lacking[0]!r}"
         raise SettingError("labels", csv, allowed)
     return [label for label in found if label is not None]
+
+
+def _class_of_each(paths: Sequence[str], labels: Sequence[int]) -> dict[str, int]:
+    known: dict[str, int] = {}
+    for path, label in zip(paths, labels, strict=True):
+        first = known.setdefault(os.path.abspath(path), label)
+        if first != label:
+            raise SettingError("labels", label, f"one class for each image; {path!r} has {first}, too")
+    return known
+
+
+def check_listed(files: ImageFiles) -> None:
+    """See to it that the files of a list are there, and that none is of two classes; none is opened.
+
+    Raises:
+        SettingError: one is not, or is.
+    """
+    lacking = [path for path in files.paths if not os.path.exists(path)]
+    if lacking:
+        allowed = f"files that exist; {len(lacking)} of {len(files)} do not"
+        raise SettingError("images", lacking[0], allowed)
+    _class_of_each(files.paths, files.labels)
 
 
 class _Checked(data.Dataset[str]):

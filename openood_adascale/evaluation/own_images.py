@@ -81,7 +81,7 @@ def evaluate_folders(
         search = False
     found, left_out = {}, _refused(others, benchmark, search is not False)
     with using_store(chosen.get("store")):
-        accuracy = None if chosen.get("labels") else math.nan
+        accuracy = None if _all_labelled(benchmark.test) else math.nan
         if detectors:
             found.update(
                 evaluate(
@@ -113,6 +113,11 @@ def evaluate_folders(
     results = {name: found[name] for name in (one.replace(":", "_", 1) for one in wanted) if name in found}
     say(_summary(results))
     return Evaluation(results, left_out)
+
+
+def _all_labelled(loader: Any) -> bool:
+    # An image list brings labels of its own.
+    return min(loader.dataset.labels) >= 0
 
 
 def methods_named(named: Any, foreign: Mapping[str, Foreign]) -> list[str]:

@@ -123,7 +123,6 @@ class Scoring:
         self.detector = load(file, self._reading.loaded.network)
         classes = notes.get("classes") or self._reading.loaded.classes
         self._classes = list(map(str, classes)) if isinstance(classes, list) else []
-        self._store = chosen.get("store")
         self._skips = bool(chosen.get("skip_broken"))
 
     def scored(self, wheres: Sequence[str], tpr: float = 0.95) -> Iterator[Scored]:
@@ -144,13 +143,11 @@ class Scoring:
         if self._skips:
             files = self._reading.without_broken("images", files)
         left = iter(files.paths)
-        with using_store(self._store):
-            for predictions, scores, _ in self.detector.predict_batches(
-                self._reading.loader_over(files), self._reading.progress
-            ):
-                for prediction, score in zip(predictions.tolist(), scores.tolist(), strict=True):
-                    name = self._classes[prediction] if prediction < len(self._classes) else ""
-                    yield Scored(next(left), prediction, name, score, score < least)
+        loader = self._reading.loader_over(files)
+        for predictions, scores, _ in self.detector.predict_batches(loader, self._reading.progress):
+            for prediction, score in zip(predictions.tolist(), scores.tolist(), strict=True):
+                name = self._classes[prediction] if prediction < len(self._classes) else ""
+                yield Scored(next(left), prediction, name, score, score < least)
 
 
 def _network_of(file: str, notes: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:

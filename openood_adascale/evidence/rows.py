@@ -48,6 +48,11 @@ class Rows:
         self.count = len(loader.dataset)
         """N."""
 
+    @property
+    def holds(self) -> bool:
+        """Whether the images are still what they were when these rows were looked for."""
+        return dataset_digest(self._loader) == self._of[1]
+
     def order(self) -> Iterator[list[int]]:
         """The rows of each batch, in the order in which the loader would yield them; it draws as the loader does."""
         return batches_of(self._loader)
@@ -126,8 +131,8 @@ class Rows:
             raise
 
     def _require_unchanged(self) -> None:
-        now = full_network_digest(self._reader.network), dataset_digest(self._loader)
-        what = ["the network"] * (now[0] != self._of[0]) + ["the images"] * (now[1] != self._of[1])
+        what = ["the network"] * (full_network_digest(self._reader.network) != self._of[0])
+        what += ["the images"] * (not self.holds)
         if what:
             raise Changed(
                 f"store: {' and '.join(what)} changed while images were to be read; nothing of that is kept. Run again"

@@ -24,6 +24,8 @@ from .plan import Execution, Perturbation
 from .store import MemoryStore, Store
 
 VARIABLE = "OPENOOD_ADASCALE_STORE"
+OFF = ("off", "0", "none")
+"""Words for no store."""
 DTYPE_VARIABLE = "OPENOOD_ADASCALE_STORE_DTYPE"
 StoreLike = Store | str | os.PathLike[str] | bool | None
 """A store, its folder, False for none, or None for what the environment says."""
@@ -50,9 +52,16 @@ def chosen_store() -> Store | None:
     Raises:
         StoreError: as :func:`current_store`.
     """
-    if _chosen.get(None) is not None or os.environ.get(VARIABLE, "").strip():
-        return current_store()
-    return None
+    return current_store() if is_chosen() else None
+
+
+def is_chosen() -> bool:
+    """Whether someone has said what store to use, be it none."""
+    try:
+        _chosen.get()
+    except LookupError:
+        return bool(os.environ.get(VARIABLE, "").strip())
+    return True
 
 
 @contextmanager
@@ -80,7 +89,7 @@ def forget() -> None:
 
 def _store_of(named: str | os.PathLike[str] | bool | None) -> Store | None:
     global _memory
-    if named is False or (isinstance(named, str) and named.lower() in ("off", "0", "none")):
+    if named is False or (isinstance(named, str) and named.lower() in OFF):
         return None
     if named is None or named is True:
         _memory = _memory or MemoryStore()

@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..errors import SettingError
+from ..errors import ProcessLost, SettingError
+from ..memory import give_back
 from .names import postprocessor_methods
 from .process import VARIABLE, switched_off
 from .registration import tables_noted
@@ -80,12 +81,15 @@ def compare(script: Path, arguments: Sequence[str], names: Sequence[str]) -> lis
             except SystemExit as left:
                 if left.code not in (None, 0):
                     outcome.error = f"the script ended with {left.code!r}"
+            except ProcessLost:
+                raise
             except Exception as error:
                 outcome.error = f"{type(error).__name__}: {error}"
         outcome.seconds = time.perf_counter() - start
         if outcome.error:
             print(f"openood-adascale: {name} failed: {outcome.error}", file=sys.stderr, flush=True)
         gc.collect()
+        give_back()
         if len(outcomes) == 1:
             # What libraries have made by now stays anyhow, and need not be looked through after every method.
             gc.freeze()

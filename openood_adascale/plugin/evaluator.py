@@ -74,7 +74,7 @@ class EvaluatorPatch:
     def _method(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def method(evaluator: Any, *args: Any, **kwargs: Any) -> Any:
-            if name == "eval_ood" and kwargs.get("fsood", args[0] if args else False):
+            if _wants_csid(name, args, kwargs):
                 self._names.require_csid(getattr(evaluator, "id_name", None))
             if self._replay is None:
                 found = original(evaluator, *args, **kwargs)
@@ -103,3 +103,10 @@ class EvaluatorPatch:
                     f"cannot take part in {MODULE}, which works as without this package: {type(error).__name__}: {error}"
                 )
         return self._replay
+
+
+def _wants_csid(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of this method of the Evaluator's asks for covariate-shifted images."""
+    if name == "eval_ood":
+        return bool(kwargs.get("fsood", args[0] if args else False))
+    return name == "eval_acc" and kwargs.get("data_name", args[0] if args else None) == "csid"

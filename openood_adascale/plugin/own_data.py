@@ -12,7 +12,7 @@ import yaml
 
 from ..errors import SettingError
 from ..evaluation.benchmark import RESERVED
-from ..evaluation.folders import FOLDERS, ImageFiles, find_images
+from ..evaluation.folders import FOLDERS, ImageFiles, check_listed, find_images
 from ..evaluation.transforms import KEYS as TRANSFORM_KEYS
 
 KEYS = ("name", "classes", "preprocessing", "network", "id", "csid", "ood")
@@ -71,13 +71,14 @@ class ImageSet:
             classes: what their labels are to be of; None for OOD images, whose labels become −1.
 
         Raises:
-            SettingError: there are none, or a label is missing or wrong.
+            SettingError: there are none, one of a list is not there or has two labels, or a label is missing or wrong.
         """
         try:
             files = find_images(self.images, self.labels, self.root)
-            if classes is None:
-                return ImageFiles(files.paths)
-            return classes.numbered(files)
+            files = ImageFiles(files.paths) if classes is None else classes.numbered(files)
+            if not os.path.isdir(self.images):  # what is found in a folder is there
+                check_listed(files)
+            return files
         except SettingError as error:
             raise error.within(self.place) from error
 

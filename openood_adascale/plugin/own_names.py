@@ -139,9 +139,8 @@ class OwnNames:
         """
         own = self._sets.get(name) if isinstance(name, str) else None
         if own is not None and not own.shifted:
-            raise SettingError(
-                f"{own.place}: csid", None, "at least one set, which fsood=True (--fsood) needs"
-            )
+            allowed = "at least one set, which fsood=True (--fsood) and eval_acc('csid') need"
+            raise SettingError(f"{own.place}: csid", None, allowed)
 
     def get(self, name: str) -> OwnData:
         """The data set of that name.

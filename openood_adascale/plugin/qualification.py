@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +12,14 @@ from torch import nn
 from torch.utils import data
 
 from ..evidence.dataset import undisturbed
+from ..evidence.description import described
 from .stored_images import NeedsMore, StoredImages
 from .stored_network import StoredNetwork
 
 CHECKED = 16
 """Images of each of two data sets that are scored both ways."""
+
+DISAGREES = "from stored activations"
 
 NEED_IMAGES = {
     "adascale_a": "it perturbs the images",
@@ -38,6 +42,8 @@ def disagreement(
     evaluator: Any, network: nn.Module, real: Mapping[str, Any], stored: Mapping[str, Any]
 ) -> str:
     """Why the scores of some images from the store are not those of the images themselves, if so."""
+    attributes = vars(evaluator.postprocessor)
+    before, kept = _state(evaluator.postprocessor), dict(attributes)
     near = next(iter(real["ood"]["near"]), None)
     checked = [("id", "test"), *([] if near is None else [("ood", "near", near)])]
     for path in checked:
@@ -57,8 +63,25 @@ def disagreement(
                 results.append(evaluator.postprocessor.inference(net, few, progress=False))
         for what, one, other in zip(("predictions", "scores"), *results, strict=False):
             if not _agree(np.asarray(one, dtype=float), np.asarray(other, dtype=float)):
-                return f"from stored activations its {what} are others"
+                return f"{DISAGREES} its {what} are others"
+    attributes.clear()  # what it has found out meanwhile is taken back
+    attributes.update(kept)
+    if before is None or _state(evaluator.postprocessor) != before:
+        return "scoring images changes it, or it does not show whether it does"
     return ""
+
+
+def _state(postprocessor: Any) -> str | None:
+    """A digest of what it has learnt; None where that does not show."""
+    try:
+        return described(vars(postprocessor))
+    except Exception:
+        digest = _Digest()
+    try:
+        pickle.Pickler(digest, pickle.HIGHEST_PROTOCOL).dump(postprocessor)
+    except Exception:
+        return None
+    return digest.text
 
 
 def _agree(one: np.ndarray, other: np.ndarray) -> bool:
@@ -71,7 +94,7 @@ def _agree(one: np.ndarray, other: np.ndarray) -> bool:
 def what_it_keeps(postprocessor: Any) -> str:
     """What speaks against using it: eval_ood.py pickles it, and nothing of ours is to be in that file."""
     try:
-        _Search(_Nowhere(), pickle.HIGHEST_PROTOCOL).dump(postprocessor)
+        _Search(_Digest(), pickle.HIGHEST_PROTOCOL).dump(postprocessor)
     except NeedsMore as error:
         return str(error)
     except Exception:  # it cannot be pickled as it is, either
@@ -89,6 +112,16 @@ class _Search(pickle.Pickler):
         return "" if isinstance(found, type) or (callable(found) and hasattr(found, "__code__")) else None
 
 
-class _Nowhere:
+class _Digest:
+    """A file that keeps nothing but a digest of what is written."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
     def write(self, content: Any) -> int:
+        self._digest.update(content)
         return len(content)
+
+    @property
+    def text(self) -> str:
+        return self._digest.hexdigest()

@@ -12,40 +12,24 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from ..errors import StoreError
+from ..errors import Changed, ProcessLost, StoreError
 from ..evidence.dataset import random_states
 from ..evidence.fingerprint import full_network_digest
 from ..evidence.plan import Execution
 from ..evidence.reader import Reader
 from ..evidence.rows import rows_of
-from ..evidence.sharing import chosen_store, current_store
+from ..evidence.sharing import VARIABLE, chosen_store, current_store
 from .process import say
-from .qualification import NEED_IMAGES, disagreement, what_it_keeps
-from .stored_images import Refusals
-from .stored_network import StoredLoader, StoredNetwork
-
-
-@dataclass
-class Replayed:
-    """An Evaluator's network and loaders, and what stands in for them while its methods run."""
-
-    classifier: nn.Module
-    """What the Evaluator was given."""
-    network: nn.Module
-    """That, or what the Evaluator wraps it in."""
-    loaders: Mapping[str, Any]
-    digest: str
-    """The classifier's."""
-    postprocessor: Any
-    stored_network: nn.Module
-    stored_loaders: Mapping[str, Any]
-    inside: int = field(default=0)
+from .qualification import DISAGREES, NEED_IMAGES, disagreement, what_it_keeps
+from .replayed import Replayed, identities, leaves, to_be_put_back
+from .stored_images import NeedsMore, Refusals
+from .stored_loader import StoredLoader
+from .stored_network import StoredNetwork
 
 
 class Replay:
@@ -74,27 +58,33 @@ class Replay:
             original(evaluator, *args, **kwargs)
             return
         call.pop(next(iter(call)))  # self
+        reason = ""
         if not ours:
             reason = NEED_IMAGES.get(str(name), "") or self._first_try(original, evaluator, call)
             if not reason:
                 return
-            say(f"{name or type(given).__name__}: run on the images, as always: {reason}", once=False)
+            _say_on_images(str(name or type(given).__name__), reason)
         original(evaluator, *args, **kwargs)
-        self._on_images[evaluator] = net
+        if not reason.startswith(DISAGREES):
+            self._on_images[evaluator] = net
 
     def _first_try(self, original: Callable[..., None], evaluator: Any, call: dict[str, Any]) -> str:
         """Construct on stored activations; why that cannot be, if so, and all is then as it was before."""
-        put_back = random_states()
-        given = call.get("postprocessor")
-        before = None if given is None else _copied(given)
-        if given is not None and before is None:
+        draw_again, put_back = random_states(), to_be_put_back(call.get("postprocessor"))
+        if put_back is None:
             return "it cannot be copied"
         if reason := self._try(original, evaluator, call):
+            draw_again()
             put_back()
-            if before is not None:
-                vars(given).clear()
-                vars(given).update(vars(before))
-        return reason
+            return reason
+
+        def anew() -> None:
+            draw_again()
+            put_back()
+            original(evaluator, **call)
+
+        self._replayed[evaluator].anew = anew
+        return ""
 
     def _try(self, original: Callable[..., None], evaluator: Any, call: dict[str, Any]) -> str:
         net: nn.Module = call["net"]
@@ -104,38 +94,45 @@ class Replay:
         refusals = Refusals()
         stored = StoredNetwork(net, refusals)
         pairs: list[tuple[Any, Any]] = []
-        loaders_of = vars(self._module)[
-            "get_id_ood_dataloader"
-        ]  # today's: data sets of one's own may have come
+        # Today's: data sets of one's own may have come.
+        loaders_of = vars(self._module)["get_id_ood_dataloader"]
 
         def get_id_ood_dataloader(*of: Any, **more: Any) -> Any:
             real = loaders_of(*of, **more)
             found = _stored_loaders(net, digest, real, stored, refusals)
-            for path, loader in _leaves(found):
+            for path, loader in leaves(found):
                 # Whatever a method's setup asks for, and it may be the training images, can still be refused.
                 if path[:2] not in (("id", "train"), ("id", "val"), ("ood", "val")):
                     loader.rows()
             pairs.append((real, found))
             return found
 
+        reason = ""
         try:
             with _replaced(self._module, "get_id_ood_dataloader", get_id_ood_dataloader):
                 original(evaluator, **{**call, "net": stored})
+            stored.require_unchanged()
+            if full_network_digest(net) != digest:
+                return "its setup changes the network"
             real, found = pairs[0]
             network = net if evaluator.net is stored else type(evaluator.net)(net)
             network.eval()
             reason = disagreement(evaluator, network, real, found) or what_it_keeps(evaluator.postprocessor)
-        except StoreError:
+            stored.require_unchanged()
+        except Changed as error:
+            reason = str(error)
+        except (StoreError, ProcessLost):
             raise
+        except NeedsMore:
+            pass
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"with stored activations it fails ({type(error).__name__}: {error})"
         # What was refused is the reason, whatever came of it.
         if refusals.reason or reason:
             return refusals.reason or reason
-        if full_network_digest(net) != digest:
-            return "its setup changes the network"
+        name = str(call.get("postprocessor_name") or type(evaluator.postprocessor).__name__)
         self._replayed[evaluator] = Replayed(
-            net, network, real, digest, evaluator.postprocessor, evaluator.net, found
+            net, network, real, digest, evaluator.postprocessor, stored, evaluator.net, found, refusals, name
         )
         evaluator.net, evaluator.dataloader_dict = network, real
         return ""
@@ -152,23 +149,36 @@ class Replay:
         kept = self._replayed.get(evaluator)
         if kept is None and name == "_classifier_inference" and evaluator in self._on_images:
             return self._accuracy(original, evaluator, args, kwargs)
-        if kept is None or kept.inside:
+        if kept is None or kept.inside or not kept.is_of(evaluator):
             return original(evaluator, *args, **kwargs)
-        same = (
-            evaluator.net is kept.network
-            and evaluator.dataloader_dict is kept.loaders
-            and evaluator.postprocessor is kept.postprocessor
-            and full_network_digest(kept.classifier) == kept.digest
-        )
-        if not same:
-            return original(evaluator, *args, **kwargs)
+        draw_again, as_before = random_states(), identities(kept.postprocessor) == kept.attributes
         evaluator.net, evaluator.dataloader_dict = kept.stored_network, kept.stored_loaders
         kept.inside += 1
         try:
-            return original(evaluator, *args, **kwargs)
+            found = original(evaluator, *args, **kwargs)
+            kept.stored.require_unchanged()
+        except (StoreError, ProcessLost):
+            raise
+        except Exception:
+            if not kept.refusals.reason:
+                raise
         finally:
             kept.inside -= 1
             evaluator.net, evaluator.dataloader_dict = kept.network, kept.loaders
+        if not kept.refusals.reason:
+            kept.note()
+            return found
+        # It asks for more only now.
+        if not as_before:
+            raise StoreError(
+                f"{kept.name} was changed after the Evaluator was made, and needs more than stored activations "
+                f"({kept.refusals.reason}); expected an Evaluator made anew, with {VARIABLE}=off"
+            )
+        _say_on_images(kept.name, kept.refusals.reason)
+        del self._replayed[evaluator]
+        kept.anew()
+        draw_again()
+        return original(evaluator, *args, **kwargs)
 
     def _accuracy(
         self, original: Callable[..., Any], evaluator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -176,7 +186,8 @@ class Replay:
         """OpenOOD's accuracy of the network, from the store where it has the images."""
         net = self._on_images[evaluator]
         rows = rows_of(Reader(net), args[0], Execution()) if args and isinstance(net, nn.Module) else None
-        own = evaluator.net is net or getattr(evaluator.net, "backbone", None) is net
+        wrapper = type(evaluator.net).__module__.startswith("openood.")
+        own = evaluator.net is net or (wrapper and getattr(evaluator.net, "backbone", None) is net)
         if rows is None or not own:
             return original(evaluator, *args, **kwargs)
         refusals = Refusals()
@@ -188,14 +199,6 @@ class Replay:
             return original(evaluator, loader, *args[1:], **kwargs)
         finally:
             evaluator.net = before
-
-
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, name))
-        else:
-            yield (*path, name), value
 
 
 def _stored_loaders(
@@ -215,11 +218,8 @@ def _stored_loaders(
     return made("", real)
 
 
-def _copied(value: Any) -> Any:
-    try:
-        return copy.deepcopy(value)
-    except Exception:
-        return None
+def _say_on_images(name: str, reason: str) -> None:
+    say(f"{name}: run on the images, as always: {reason}", once=False)
 
 
 @contextmanager

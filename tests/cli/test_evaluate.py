@@ -64,6 +64,24 @@ def test_without_labels_or_ood_validation_images(folders):
     assert table["AUROC"].notna().all()
 
 
+def test_the_labels_of_an_image_list_count(folders):
+    images = sorted((folders / "id").rglob("*.png"))
+    lines = [f"{path.relative_to(folders).as_posix()} {number % 3}" for number, path in enumerate(images)]
+    (folders / "id.txt").write_text("\n".join(lines))
+    (folders / "classes.txt").write_text("0\n1\n2\n")
+    named = ["--classes", folders / "classes.txt"]
+    done = call(*arguments(folders, "--id", folders / "id.txt", "--methods", "msp", *named))
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(folders / "out/ood/msp.csv", index_col=0)
+    found = pd.read_csv(folders / "out/images.csv").query("set == 'id'")
+    hits = found["class"].astype(int) == found["label"]
+    assert table["ACC"].tolist() == pytest.approx([100 * hits.mean()] * len(table), abs=0.006)
+    (folders / "id.txt").write_text("\n".join([*lines[1:], lines[0].removesuffix("0") + "-1"]))
+    done = call(*arguments(folders, "--id", folders / "id.txt", "--methods", "msp"))
+    assert done.returncode == 0, done.stderr
+    assert pd.read_csv(folders / "out/ood/msp.csv", index_col=0)["ACC"].isna().all()
+
+
 def test_broken_images(folders):
     (folders / "near" / "broken.png").write_bytes(b"no picture")
     done = call(*arguments(folders, "--methods", "msp"), check=False)

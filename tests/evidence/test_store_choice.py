@@ -8,11 +8,13 @@ import torch
 from conftest import HEAD, make_images, make_loader
 
 from openood_adascale import MSP, using_store
+from openood_adascale.cli import main
 from openood_adascale.errors import StoreError
 from openood_adascale.evidence import rows
 from openood_adascale.evidence.disk import DiskStore
-from openood_adascale.evidence.sharing import current_store, forget
+from openood_adascale.evidence.sharing import current_store, forget, is_chosen
 from openood_adascale.evidence.store import MemoryStore
+from openood_adascale.plugin import comparison
 
 
 def passes(network, call):
@@ -24,8 +26,10 @@ def passes(network, call):
 
 def test_off_and_the_environment(monkeypatch, tmp_path):
     assert isinstance(current_store(), MemoryStore)
+    assert not is_chosen()
     monkeypatch.setenv("OPENOOD_ADASCALE_STORE", "off")
     assert current_store() is None
+    assert is_chosen()
     monkeypatch.setenv("OPENOOD_ADASCALE_STORE", str(tmp_path / "new" / "store"))
     monkeypatch.setenv("OPENOOD_ADASCALE_STORE_DTYPE", "bfloat16")
     found = current_store()
@@ -84,3 +88,14 @@ def test_half_the_size(tmp_path, network, id_images, dtype, tolerance):
         else:
             MSP(network).predict_loader(make_loader(id_images))
     shutil.rmtree(tmp_path / dtype)
+
+
+@pytest.mark.parametrize(("environment", "shares"), [("off", False), ("", True)])
+def test_many_postprocessors_share_unless_told_otherwise(monkeypatch, tmp_path, environment, shares):
+    seen = []
+    monkeypatch.setenv("OPENOOD_ADASCALE_STORE", environment)
+    monkeypatch.setattr(comparison, "compare", lambda *args: seen.append(current_store()) or [])
+    monkeypatch.setattr("openood_adascale.cli.run.register", lambda: None)
+    (tmp_path / "script.py").write_text("")
+    assert main(["run", "--postprocessors", "msp", str(tmp_path / "script.py")]) == 0
+    assert [store is not None for store in seen] == [shares]

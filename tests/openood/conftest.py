@@ -287,3 +287,9 @@ def main_args(checkout: Path, checkpoint_root: Path) -> Callable[..., list[str]]
         ]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def common(tmp_path_factory):
+    """A store that the tests of stored activations share."""
+    return tmp_path_factory.mktemp("common") / "store"

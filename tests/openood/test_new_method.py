@@ -79,7 +79,7 @@ with contextlib.redirect_stdout(io.StringIO()) as out:
 postprocessor = evaluator.postprocessor
 assert type(postprocessor) is MaxLogitPostprocessor
 assert postprocessor.hyperparam_search_done and out.getvalue().count('Hyperparam: ') == 2
-assert net.images <= 112 + 4, net.images
+assert net.images <= 112 + 7, net.images
 assert not os.listdir(empty)
 table = evaluator.eval_ood(progress=False).to_numpy().astype(float)
 

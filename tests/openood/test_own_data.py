@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import sys
@@ -109,6 +110,37 @@ def test_class_folders_with_spaces(small_evaluator, net, description, checkout, 
         evaluator.eval_ood(fsood=True)
 
 
+def test_covariate_shifted_sets(small_evaluator, net, description, tmp_path):
+    """In two sets of one's own, one of them folders of some classes, the images are those of OpenOOD's one list."""
+    reference = small_evaluator("msp", net=net)
+    want = reference.eval_ood(fsood=True, progress=False)
+    entry = description["csid"]["cifar10c"]
+    lines = Path(entry["images"]).read_text().splitlines()
+    moved = [line for line in lines if line.split()[1] in ("1", "7")]
+    assert 0 < len(moved) < len(lines)
+    for number, line in enumerate(moved):
+        name, label = line.split()
+        target = tmp_path / "shifted" / f"digit {label}" / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(f"{entry['root']}/{name}", target)
+    (tmp_path / "rest.txt").write_text("\n".join(line for line in lines if line not in moved))
+    description["classes"] = [f"digit {number}" for number in range(10)]
+    description["csid"] = {"moved": "shifted", "rest": {**entry, "images": "rest.txt"}}
+    own = register_dataset(write_description(tmp_path / "mine.yml", description))
+    evaluator = small_evaluator("msp", net=net, id_name=own)
+    pd.testing.assert_frame_equal(evaluator.eval_ood(fsood=True, progress=False), want, rtol=1e-6)
+    assert list(evaluator.scores["csid"]) == ["moved", "rest"]
+    assert len(evaluator.scores["csid"]["moved"][1]) == len(moved)
+    assert evaluator.eval_acc("csid") == pytest.approx(reference.eval_acc("csid"))
+    assert evaluator.eval_acc("id") == reference.eval_acc("id")
+    del description["csid"]
+    alone = small_evaluator("msp", net=net, id_name=register_dataset(description))
+    for call in (lambda: alone.eval_acc("csid"), lambda: alone.eval_acc(data_name="csid")):
+        with pytest.raises(SettingError, match=r"data set: csid: None .* eval_acc\('csid'\) need"):
+            call()
+    assert alone.eval_acc() == reference.eval_acc("id")
+
+
 def test_from_the_store(small_evaluator, net, description, tmp_path, capfd):
     own = register_dataset(description)
     want = small_evaluator("knn", net=net, id_name=own).eval_ood(progress=False)
@@ -187,10 +219,8 @@ def test_it_can_be_taken_back(small_evaluator, net, description):
 
     unregister()
     before = state()
-    with pytest.raises(SettingError, match=r"name: 'cub' .* a name that OpenOOD does not have"):
-        register_dataset({**description, "name": "cub"})
     register_dataset(description)
-    small_evaluator("msp", net=net, id_name="my-digits")
+    kept = small_evaluator("msp", net=net, id_name="my-digits")
     assert info.num_classes_dict["my-digits"] == 10
     assert transform.normalization_dict["my-digits"] == transform.normalization_dict["cifar10"]
     assert state() != before
@@ -198,6 +228,33 @@ def test_it_can_be_taken_back(small_evaluator, net, description):
     assert state() == before
     with pytest.raises(ValueError, match="my-digits"):
         small_evaluator("msp", net=net, id_name="my-digits")
+    # What has been made before goes on working.
+    want = small_evaluator("msp", net=net).eval_ood(progress=False)
+    pd.testing.assert_frame_equal(kept.eval_ood(progress=False), want, check_exact=True)
+    unregister()
+    assert state() == before
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet200", "cub", "covid"])
+def test_names_that_openood_has(description, name):
+    """In whichever of its tables: covid is in that of normalisations alone."""
+    from openood.evaluation_api import datasets, preprocessor
+    from openood.postprocessors import info
+    from openood.preprocessors import transform
+
+    tables = (
+        datasets.DATA_INFO,
+        preprocessor.default_preprocessing_dict,
+        info.num_classes_dict,
+        transform.normalization_dict,
+    )
+    before = [dict(table) for table in tables]
+    assert any(name in table for table in tables)
+    told = rf"data set: name: '{name}' .* a name that OpenOOD does not have; it has .*{name}"
+    with pytest.raises(SettingError, match=told):
+        register_dataset({**description, "name": name})
+    assert [dict(table) for table in tables] == before
+    assert [list(table) for table in tables] == [list(table) for table in before]
 
 
 # Scripts.
@@ -253,6 +310,42 @@ def test_what_the_runner_refuses(run_script, description, tmp_path, several):
     told = refused("scripts/eval_ood_imagenet.py", "--tvs-pretrained")
     assert "script: 'scripts/eval_ood_imagenet.py' is not allowed" in told
     assert "--id-data, NUM_CLASSES, MODEL is not there" in told
+
+
+NAMES_SCRIPT = """
+import torch
+from openood.evaluation_api import Evaluator, datasets
+from openood.preprocessors.transform import normalization_dict
+assert datasets.DATA_INFO["imagenet200"]["num_classes"] == 200 and "covid" not in datasets.DATA_INFO
+assert normalization_dict["covid"][0] == [0.4907] * 3
+assert datasets.DATA_INFO["my-digits"]["num_classes"] == 10
+for name in ("imagenet200", "covid"):
+    try: Evaluator(torch.nn.Identity(), id_name=name, postprocessor_name="msp")
+    except ValueError as error: print(error)
+"""
+
+
+def test_names_that_openood_has_by_the_variable(run_script, description, tmp_path):
+    """Said once, met by whoever asks for them, and no hindrance to another data set."""
+    ymls = [
+        write_description(tmp_path / f"{name}.yml", {**description, "name": name})
+        for name in ("imagenet200", "my-digits", "covid")
+    ]
+    (tmp_path / "own.py").write_text(NAMES_SCRIPT)
+    done = run_script([tmp_path / "own.py"], env={VARIABLE: os.pathsep.join(map(str, ymls))})
+    for said in (done.stdout, done.stderr):
+        for name in ("imagenet200", "covid"):
+            told = f"{name}.yml: name: {name!r} is not allowed; expected a name that OpenOOD does not have"
+            assert said.count(told) == 1, said
+
+
+def test_without_this_package_the_variable_is_nothing(run_script, description, tmp_path):
+    yml = write_description(tmp_path / "mine.yml", description)
+    code = "import sys, torch; from openood.evaluation_api import Evaluator, datasets; print(list(datasets.DATA_INFO))"
+    shown = run_script(
+        ["-c", code], env={VARIABLE: str(yml), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}, check=False
+    )
+    assert "my-digits" not in shown.stdout + shown.stderr
 
 
 OWN_SCRIPT = """

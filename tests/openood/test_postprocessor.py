@@ -12,6 +12,7 @@ import reference
 import torch
 from openood_postprocessing import (
     ID_VAL_AND_OOD_VAL,
+    LOOKED_AT,
     PAIRS,
     write_yml,
 )
@@ -92,7 +93,7 @@ def test_scores_on_real_activations_equal_the_reference(digits_net, evaluator_kw
 def test_without_search_the_state_is_valid_after_setup(small_evaluator, small_net, tmp_path, packaged):
     write_yml(tmp_path, "adascale", packaged / "adascale.yml", APS_mode=False, percentile=[70, 90])
     evaluator = small_evaluator("adascale", net=small_net, config_root=str(tmp_path))
-    assert small_net.images <= 2 * ID_VAL_AND_OOD_VAL[0] + 4
+    assert small_net.images <= 2 * ID_VAL_AND_OOD_VAL[0] + LOOKED_AT
     postprocessor = evaluator.postprocessor
     assert postprocessor.settings.percentile == (70, 90)
     images = torch.cat([batch["data"] for batch in evaluator.dataloader_dict["id"]["test"]])

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from openood_postprocessing import SmallNet, write_yml
+from openood_postprocessing import write_yml
+from openood_replayed import Net, evaluated
 
 from openood_adascale import unregister, using_store
 from openood_adascale.plugin.comparison import FROM_FEATURES
@@ -17,25 +18,6 @@ from openood_adascale.plugin.qualification import NEED_IMAGES
 
 BY_FULL_NETWORKS_ONLY = {"she"}  # wants all ten classes predicted
 TOO_FEW_IMAGES = {"vim", "mds", "rmds"}  # NaN on the images alike, with as few images as these
-
-
-class Net(SmallNet):
-    def get_fc(self):
-        return self.fc.weight.detach().numpy(), self.fc.bias.detach().numpy()
-
-
-def evaluated(small_evaluator, net, name=None, **kwargs):
-    """The table, and how many images went through the network."""
-    net.images = 0
-    evaluator = small_evaluator(name, net=net, **kwargs)
-    table = evaluator.eval_ood(progress=False)
-    return table, net.images, evaluator
-
-
-@pytest.fixture(scope="session")
-def common(tmp_path_factory):
-    """A store that all tests of this file share, and the figures on the images by name."""
-    return tmp_path_factory.mktemp("common") / "store"
 
 
 @pytest.mark.parametrize("name", sorted({*FROM_FEATURES} - BY_FULL_NETWORKS_ONLY - TOO_FEW_IMAGES))
@@ -70,116 +52,6 @@ def test_known_to_need_the_images(small_evaluator, tmp_path, capfd, name):
     told = [line for line in capfd.readouterr().err.splitlines() if "as always" in line]
     assert told == [f"openood-adascale: {name}: run on the images, as always: {NEED_IMAGES[name]}"]
     assert images is None or images > 900
-
-
-def looking_at_images(base):
-    """Postprocessors that need more than z and a, each in a way of its own."""
-
-    class Perturbs(base):
-        def postprocess(self, net, data):
-            with torch.enable_grad():
-                data = torch.autograd.Variable(data, requires_grad=True)
-                net(data).max(1).values.sum().backward()
-            return super().postprocess(net, data.detach() - 0.1 * data.grad.sign())
-
-    class Brightness(base):
-        def postprocess(self, net, data):
-            pred, conf = super().postprocess(net, data)
-            return pred, conf + data.flatten(1).mean(1)
-
-    class BrightnessInSetup(base):
-        def setup(self, net, known, unknown):
-            self.mean = float(next(iter(known["val"]))["data"].mean())
-
-        def postprocess(self, net, data):
-            pred, conf = super().postprocess(net, data)
-            return pred, conf * self.mean
-
-    class Swallows(base):
-        def postprocess(self, net, data):
-            pred, conf = super().postprocess(net, data)
-            try:
-                conf = conf + data.amax((1, 2, 3))
-            except Exception:
-                conf = conf * 2
-            return pred, conf
-
-    class Size(base):
-        def postprocess(self, net, data):
-            pred, conf = super().postprocess(net, data)
-            return pred, conf * np.prod(data.shape[1:])
-
-    return [Perturbs, Brightness, BrightnessInSetup, Swallows, Size]
-
-
-def looking_into_the_network(base):
-    """The same, with what a network can be asked for."""
-
-    class Noise(base):
-        @torch.no_grad()
-        def postprocess(self, net, data):
-            pred, _ = super().postprocess(net, data)
-            return pred, net(torch.zeros(len(data), 3, 32, 32) + 0.1).amax(1) + super().postprocess(
-                net, data
-            )[1]
-
-    class Layers(base):
-        def postprocess(self, net, data):
-            pred, conf = super().postprocess(net, data)
-            return pred, conf * float(net.conv.weight.norm())
-
-    class Norm(base):
-        def postprocess(self, net, data):
-            pred, conf = super().postprocess(net, data)
-            return pred, conf * sum(float(p.norm()) for p in net.parameters())
-
-    class Hooks(base):
-        def setup(self, net, known, unknown):
-            self.seen = []
-            handle = net.register_forward_hook(lambda *given: self.seen.append(1))
-            for batch in known["val"]:
-                net(batch["data"])
-            handle.remove()
-
-    class Trains(base):
-        def postprocess(self, net, data):
-            net.train()
-            found = super().postprocess(net, data)
-            net.eval()
-            return found
-
-    class Auxiliary(base):
-        def inference(self, net, data_loader, progress=True):
-            found = super().inference(net, data_loader, progress)
-            mean = [batch["data_aux"].flatten(1).mean(1) for batch in data_loader]
-            return found[0], found[1] + torch.cat(mean).numpy(), found[2]
-
-    class Keeps(base):
-        def setup(self, net, known, unknown):
-            self.net = net
-
-    return [Noise, Layers, Norm, Hooks, Trains, Auxiliary, Keeps]
-
-
-@pytest.mark.parametrize("number", range(12))
-def test_whoever_needs_more_is_run_on_the_images(small_evaluator, common, number, capfd):
-    from openood.postprocessors import BasePostprocessor
-
-    kind = [*looking_at_images(BasePostprocessor), *looking_into_the_network(BasePostprocessor)][number]
-
-    def made():
-        instance = kind(None)
-        instance.APS_mode, instance.hyperparam_search_done = False, False
-        return instance
-
-    want, _, _ = evaluated(small_evaluator, Net(), postprocessor=made())
-    with using_store(common):
-        got, images, evaluator = evaluated(small_evaluator, Net(), postprocessor=made())
-    pd.testing.assert_frame_equal(got, want, atol=2e-3, rtol=0)
-    (told,) = [line for line in capfd.readouterr().err.splitlines() if "as always" in line]
-    assert told.startswith(f"openood-adascale: {kind.__name__}: run on the images, as always: ")
-    assert images > 200
-    assert type(evaluator.net) is Net
 
 
 def test_a_method_of_the_users_own(small_evaluator, common, capfd):

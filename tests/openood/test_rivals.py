@@ -20,7 +20,7 @@ SWEEPS = {
     "optfs": {"bins_list": [20, 100], "score_list": ["vanilla", "energy"]},
 }
 LEARNING = ["bfact", "optfs"]
-TRIED = 4  # the first two images, twice, to find the head and its input
+TRIED = 7  # images to find the head and its input
 
 
 class CountedNet(ReturnFeature):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from openood_postprocessing import (
     ID_VAL_AND_OOD_VAL,
+    LOOKED_AT,
     PAIRS,
     SmallNet,
     batches,
@@ -22,7 +23,7 @@ def test_search_is_one_pass_over_each_validation_loader(small_evaluator, small_n
     sweep = {"percentile_list": PAIRS, "k2_list": [5, 50], "lmbda_list": [1, 10]}
     write_yml(tmp_path, "adascale", packaged / "adascale.yml", postprocessor_sweep=sweep)
     evaluator = small_evaluator("adascale", net=small_net, config_root=str(tmp_path))
-    assert small_net.images <= 2 * images + 4  # two of the first images find the head
+    assert small_net.images <= 2 * images + LOOKED_AT
     assert evaluator.postprocessor.hyperparam_search_done
     assert not evaluator.postprocessor._session._kept
     small_net.images = 0
@@ -33,7 +34,7 @@ def test_search_is_one_pass_over_each_validation_loader(small_evaluator, small_n
         postprocessor_sweep={**sweep, "o_list": [0.01, 0.05, 0.1]},
     )
     small_evaluator("adascale", net=small_net, config_root=str(tmp_path))
-    assert small_net.images <= 4 * images + 4
+    assert small_net.images <= 4 * images + LOOKED_AT
 
 
 def test_a_second_search_of_one_instance_is_one_pass_again(small_evaluator, small_net, tmp_path, packaged):

@@ -106,6 +106,14 @@ def test_numbers_as_names_of_classes(folder):
         ("test/cat/0.png\n", r"labels: -1 is not allowed"),
         ("\n", r"images: .* a list with at least one image"),
         ("nowhere.png 1\n", r"images: .* a list of files that exist"),
+        (
+            "test/cat/0.png 2\ntest/dog/0.png 0\ntest/dog/7.png 1\n",
+            r"images: '/.*/images/test/dog/7.png' is not allowed; expected files that exist; 1 of 3 do not",
+        ),
+        (
+            "test/cat/0.png 2\ntest/dog/0.png 0\ntest/dog/../cat/0.png 1\n",
+            r"labels: 1 is not allowed; expected one class for each image; '/.*/cat/0.png' has 2, too",
+        ),
     ],
 )
 def test_lists(folder, lines, error):
@@ -131,10 +139,36 @@ def test_labels_of_a_folder_in_a_csv(folder):
     assert found.known["test"].find(found.classes).labels == [1, 0, 0]
 
 
+def test_an_image_for_the_second_time_counts_twice_as_in_openoods_lists(folder):
+    (folder / "list.txt").write_text("test/cat/0.png 2\ntest/dog/0.png 0\ntest/cat/0.png 2\n")
+    entry = {"images": "list.txt", "root": "images"}
+    found = own(folder, id={"test": entry}, ood={"near": {"a": entry}, "far": {"b": entry}})
+    found.look()
+    assert found.known["test"].find(found.classes).labels == [2, 0, 2]
+    assert len(found.near["a"].find(None)) == 3
+
+
+def test_a_csv_that_says_two_things_of_an_image(folder):
+    (folder / "labels.csv").write_text("path,label\ncat/0.png,1\ncat/1.png,1\ncat/0.png,0\n")
+    found = own(folder, id={"test": {"images": "images/test", "labels": "labels.csv"}})
+    with pytest.raises(SettingError, match=r"mine.yml: id: test: labels: 0 .* '.*cat/0.png' has 1, too"):
+        found.look()
+
+
+@pytest.mark.parametrize("kind", ["near", "far", "val"])
+def test_an_ood_image_of_a_list_that_is_not_there(folder, kind):
+    (folder / "list.csv").write_text("path,label\nimages/birds/a 1.png,1\nimages/birds/a 2.png,1\n")
+    ood = description()["ood"]
+    ood[kind] = "list.csv" if kind == "val" else {"one": "list.csv"}
+    place = "ood: val" if kind == "val" else f"ood: {kind}: one"
+    with pytest.raises(SettingError, match=rf"mine.yml: {place}: images: '.*/birds/a 2.png' .* 1 of 2 do"):
+        own(folder, ood=ood).look()
+
+
 def test_labels_of_ood_images_do_not_count(folder):
-    (folder / "list.csv").write_text("path,label\nimages/birds/a 1.png,77\n")
+    (folder / "list.csv").write_text("path,label\nimages/birds/a 1.png,77\nimages/birds/a 1.png,78\n")
     found = own(folder, ood={"near": {"one": "list.csv"}, "far": {"two": "images/textures"}})
-    assert found.near["one"].find(None).labels == [-1]
+    assert found.near["one"].find(None).labels == [-1, -1]
 
 
 def test_where_paths_begin(folder, monkeypatch):

@@ -1,0 +1,84 @@
+"""AdaSCALE's k1, k2, λ and percentiles searched together: ``python examples/search_all.py DATA NETWORK [--out DIR]``.
+
+DATA as ``imagenet_data.py`` has made it, NETWORK as for ``openood-adascale evaluate``. What that has stored is not run
+again: 864 candidates are arithmetic.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from torch.utils.data import DataLoader
+
+from openood_adascale import AdaSCALE, Benchmark, evaluate
+from openood_adascale.evaluation.folders import find_images
+from openood_adascale.evaluation.networks import load_network
+from openood_adascale.evaluation.tables import save_csv
+
+SWEEP = {
+    "percentile_list": AdaSCALE.default_sweep["percentile_list"],
+    "k1_list": [1, 5],
+    "k2_list": [5, 10, 20, 50, 80, 100],
+    "lmbda_list": [1, 10],
+}
+
+
+def benchmark_of(options, transform, workers=2):
+    """The loaders of an ``imagenet.yml``."""
+
+    def loader(where):
+        files = find_images(where).with_transform(transform)
+        return DataLoader(files, batch_size=options["batch_size"], num_workers=workers)
+
+    near, far = ({name: loader(where) for name, where in options[split].items()} for split in ("near", "far"))
+    return Benchmark(
+        loader(options["id"]), near, far, val=loader(options["val"]), ood_val=loader(options["ood_val"])
+    )
+
+
+def main(words=None):
+    """Run from the command line.
+
+    Returns:
+        A table: variant and what is searched, what was found, and FPR@95 and AUROC of each OOD set.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, metavar="DATA")
+    parser.add_argument("network", metavar="NETWORK")
+    parser.add_argument("--weights", metavar="FILE")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="tables in OpenOOD's format")
+    parser.add_argument("--workers", type=int, default=2, metavar="N")
+    chosen = parser.parse_args(words)
+    options = yaml.safe_load((chosen.data / "imagenet.yml").read_text(encoding="utf-8"))
+    loaded = load_network(chosen.network, chosen.weights)
+    benchmark = benchmark_of(options, loaded.transform, chosen.workers)
+    rows = {}
+    for variant in "AL":
+        for what, sweep in (("percentiles", None), ("all", SWEEP)):
+            detector = AdaSCALE(loaded.network, variant=variant)
+            result = evaluate(
+                detector, benchmark, search=True, sweep=sweep, store=options["store"], progress=False
+            )
+            found = detector.settings
+            rows[f"AdaSCALE-{variant}, {what}"] = {
+                "percentile": "{:g}-{:g}".format(*found.percentile),
+                "k1": found.k1,
+                "k2": found.k2,
+                "lmbda": found.lmbda,
+                "val": result.search.auroc.max(),
+                **{
+                    name: "{:.1f}/{:.1f}".format(*result.table.loc[name, ["FPR@95", "AUROC"]])
+                    for split in ("near", "far")
+                    for name in options[split]
+                },
+            }
+            if chosen.out is not None:
+                save_csv(result.table, chosen.out / "ood" / f"adascale_{variant.lower()}_{what}.csv")
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    print(table.to_string(float_format=lambda value: f"{value:.1f}"))
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""``openood-adascale doctor``: what is installed and found here, a line each, for a bug report."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from .. import __version__
+from ..errors import StoreError
+
+NEEDED = ("torch", "numpy", "pandas", "scikit-learn", "pyyaml", "safetensors", "tqdm")
+OPTIONAL = ("torchvision", "timm", "pillow", "matplotlib", "pytorch-ood")
+_PREFIX = "openood-adascale: "
+_OURS = (
+    "OPENOOD_",
+    "TORCH_DEVICE_BACKEND_AUTOLOAD",
+    "MALLOC_",
+    "GLIBC_TUNABLES",
+    "OMP_NUM_THREADS",
+    "WORLD_SIZE",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its options: none."""
+    parser.description = (
+        "What is installed, on which device and in which precision a network would run, whether OpenOOD is found and what "
+        "this package changes in it, and what the store holds. Reads no image and changes nothing."
+    )
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Print the lines; 1 where something that is there does not work."""
+    works = True
+    for name, told in _lines():
+        print(f"{name:<14} {told}")
+        works = works and not told.startswith("FAILS")
+    return 0 if works else 1
+
+
+def _lines() -> Iterator[tuple[str, str]]:
+    yield "package", f"openood-adascale {__version__}, {Path(__file__).parents[1]}"
+    yield "Python", f"{platform.python_version()}, {platform.platform()}"
+    yield "needed", ", ".join(f"{name} {_version(name) or 'not installed'}" for name in NEEDED)
+    yield "optional", ", ".join(f"{name} {_version(name) or 'not installed'}" for name in OPTIONAL)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(
+        said
+    ):  # of what importing OpenOOD brings, this package's own lines are shown below
+        yield from _device()
+        yield from _openood()
+    for line in said.getvalue().splitlines():
+        if line.startswith(_PREFIX):
+            yield "changed", line.removeprefix(_PREFIX)
+    yield "store", _store()
+    for name, value in sorted(os.environ.items()):
+        if name.startswith(_OURS):
+            yield "environment", f"{name}={value}"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _device() -> Iterator[tuple[str, str]]:
+    try:
+        import torch
+
+        from ..evidence.encode import fastest_precision
+
+        kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        precision = {kind: fastest_precision(torch.device(kind)) for kind in kinds}
+    except Exception as error:
+        yield "device", f"FAILS: {type(error).__name__}: {error}"
+        return
+    yield "device", f"cpu, {torch.get_num_threads()} threads; precision auto is {precision['cpu']}"
+    for number in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(number)
+        yield (
+            "device",
+            (
+                f"cuda:{number}, {found.name}, {found.total_memory / 2**30:.0f} GiB; precision auto is {precision['cuda']}"
+            ),
+        )
+
+
+def _openood() -> Iterator[tuple[str, str]]:
+    try:
+        spec = importlib.util.find_spec("openood")
+    except (ImportError, ValueError) as error:
+        yield "OpenOOD", f"FAILS: {type(error).__name__}: {error}"
+        return
+    if spec is None:
+        yield (
+            "OpenOOD",
+            "not found: it is in no folder of sys.path; run this in its checkout, or set PYTHONPATH to it",
+        )
+        return
+    root = Path(spec.origin or next(iter(spec.submodule_search_locations or ["."]))).resolve().parent
+    root = root.parent if root.name == "openood" else root
+    yield "OpenOOD", f"{root}, {_commit(root)}"
+    from ..plugin.registration import register
+
+    register()
+    try:
+        module = importlib.import_module("openood.evaluation_api.postprocessor")
+        importlib.import_module("openood.evaluation_api")
+    except Exception as error:
+        yield "OpenOOD", f"FAILS to be imported: {type(error).__name__}: {error}"
+        return
+    yield "postprocessors", _entered(module)
+
+
+def _entered(module: ModuleType) -> str:
+    from ..plugin.names import postprocessor_methods
+    from ..plugin.process import VARIABLE, switched_off
+
+    ours = [name for name, method in postprocessor_methods().items() if name == method.name]
+    entered = [name for name in ours if name in module.postprocessors]
+    if not entered:
+        why = f"{VARIABLE}={os.environ[VARIABLE]}" if switched_off("register") else "see the lines below"
+        return f"none of this package's is entered ({why})"
+    return f"{len(module.postprocessors)} by name, of this package: {', '.join(entered)}"
+
+
+def _commit(root: Path) -> str:
+    command = ["git", "-C", str(root), "log", "-1", "--format=%h of %cs"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        changed = subprocess.run([*command[:3], "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=20,
+                                 check=False)  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return "no git to tell the commit"
+    if done.returncode:
+        return "no git checkout"
+    return f"commit {done.stdout.strip()}" + (", with changes" if changed.stdout.strip() else ", untouched")
+
+
+def _store() -> str:
+    from ..evidence.disk import open_store, readable
+    from ..evidence.sharing import OFF, VARIABLE
+
+    folder = os.environ.get(VARIABLE, "").strip()
+    if not folder:
+        return f"none on disk ({VARIABLE} names none): a process shares what it has in memory"
+    if folder.lower() in OFF:
+        return "off"
+    if not Path(folder).exists():
+        return f"{folder}: not there yet"
+    try:
+        entries = list(open_store(folder))
+    except StoreError as error:
+        return f"FAILS: {error}"
+    return f"{folder}: {len(entries)} entries, {readable(sum(entry.size for entry in entries))}"

@@ -1,0 +1,61 @@
+"""What ``openood-adascale doctor`` says of this machine."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from command_line import call
+
+from openood_adascale import __version__
+from openood_adascale.cli import doctor, main
+
+
+def lines(text):
+    return [(line[:14].strip(), line[15:]) for line in text.splitlines()]
+
+
+@pytest.fixture
+def without_openood(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+
+
+def test_a_line_for_each_thing(without_openood, monkeypatch, capsys):
+    monkeypatch.delenv("OPENOOD_ADASCALE_STORE", raising=False)
+    monkeypatch.setenv("OPENOOD_ADASCALE_DISABLE", "memory")
+    assert main(["doctor"]) == 0
+    told = lines(capsys.readouterr().out)
+    assert ("environment", "OPENOOD_ADASCALE_DISABLE=memory") in told
+    told = dict(reversed(told))
+    assert told["package"].startswith(f"openood-adascale {__version__}, ")
+    assert told["Python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert f"torch {torch.__version__.partition('+')[0]}" in told["needed"]
+    assert f"numpy {np.__version__}" in told["needed"]
+    assert "not found: it is in no folder of sys.path" in told["OpenOOD"]
+    assert told["device"].startswith(f"cpu, {torch.get_num_threads()} threads; precision auto is ")
+    assert "none on disk" in told["store"]
+
+
+def test_what_does_not_work_is_the_exit_status(without_openood, monkeypatch, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    monkeypatch.setenv("OPENOOD_ADASCALE_STORE", str(tmp_path))
+    assert main(["doctor"]) == 1
+    assert dict(lines(capsys.readouterr().out))["store"].startswith("FAILS: store: ")
+    monkeypatch.setenv("OPENOOD_ADASCALE_STORE", "off")
+    assert main(["doctor"]) == 0
+    monkeypatch.setenv("OPENOOD_ADASCALE_STORE", str(tmp_path / "new"))
+    assert main(["doctor"]) == 0
+    assert "not there yet" in capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_openood_that_cannot_be_imported(tmp_path):
+    (tmp_path / "openood/evaluation_api").mkdir(parents=True)
+    for name in ("openood/__init__.py", "openood/evaluation_api/__init__.py"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "openood/evaluation_api/postprocessor.py").write_text("raise ImportError('no json5')")
+    done = call("doctor", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    found = [told for name, told in lines(done.stdout) if name == "OpenOOD"]
+    assert found[0].startswith(str(tmp_path.resolve()))
+    assert "FAILS to be imported: ImportError: no json5" in found[1]
