@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
-from ..detectors.registry import METHODS
 from ..errors import SettingError
 from .options import add_network, add_pictures, add_precision, add_reading, pictures_chosen
 from .output import complain
@@ -25,7 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val", metavar="DIR", help="in-distribution validation images")
     add("--ood-val", metavar="DIR", help="OOD validation images, for a search")
     add("--train", metavar="DIR", help="training images; methods that learn from them take --val without it")
-    add("--near", metavar="NAME=DIR", nargs="+", action="extend", help="near-OOD sets")
+    add(
+        "--near",
+        metavar="NAME=DIR",
+        nargs="+",
+        action="extend",
+        help="near-OOD sets; one set, near or far, is needed",
+    )
     add("--far", metavar="NAME=DIR", nargs="+", action="extend", help="far-OOD sets")
     add(
         "--labels",
@@ -33,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders: each class of --id in a folder of its own; or a CSV: path, label",
     )
     add("--classes", metavar="FILE", help="names of the network's classes for the report, one a line")
-    add("--methods", metavar="NAMES", help="separated by commas; all (the default) are this package's")
+    add(
+        "--methods",
+        metavar="NAMES",
+        help="separated by commas; all (the default) are this package's, openood:NAME is one of OpenOOD's own "
+        "postprocessors where OpenOOD is (OPENOOD_ROOT, or import openood), openood:all those that need only features",
+    )
     add(
         "--search",
         action=argparse.BooleanOptionalAction,
@@ -47,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it and print a table of all; 2 where an option or an image cannot be used."""
+    """Run it and print a table of all; 2 where an option or an image cannot be used, 1 where a method was left out."""
     try:
         chosen = choices(options)
         _check_report(chosen)  # what is wrong is to be known before the passes
@@ -56,12 +67,22 @@ def execute(options: argparse.Namespace) -> int:
         from ..plugin.process import keep_memory
 
         keep_memory()
-        results = evaluate_folders(chosen, print)
-        _write(chosen, results)
+        found = evaluate_folders(chosen, print, _foreign(chosen))
+        _write(chosen, found.results)
     except (ValueError, TypeError, OSError, ImportError) as error:
         complain(f"openood-adascale evaluate: {error}")
         return 2
-    return 0
+    return int(bool(found.left_out))
+
+
+def _foreign(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Other libraries' methods."""
+    from ..plugin.devices import VARIABLE
+    from ..plugin.foreign import KIND, OpenOODs
+
+    if chosen["device"] is not None:
+        os.environ.setdefault(VARIABLE, str(chosen["device"]))  # where OpenOOD's .cuda() is to go
+    return {KIND: OpenOODs(False if chosen["quiet"] else None)}
 
 
 def choices(options: argparse.Namespace) -> dict[str, Any]:
@@ -93,6 +114,8 @@ def choices(options: argparse.Namespace) -> dict[str, Any]:
     chosen.update({name: value for name, value in known.items() if value is not None})
     for name in ("near", "far"):
         chosen[name] = _sets(name, chosen[name])
+    if not chosen["near"] and not chosen["far"]:
+        raise SettingError("--near, --far", None, "at least one NAME=DIR in one of them")
     for name in ("network", "id", "out"):
         if not chosen[name]:
             raise SettingError(f"--{name}", chosen[name], "one: it is needed")
@@ -108,21 +131,19 @@ def _sets(name: str, given: Any) -> dict[str, str]:
         if not (key and equals and folder) or key in sets:
             raise SettingError(f"--{name}", word, "NAME=DIR, each name once")
         sets[key] = folder
-    if not sets:
-        raise SettingError(f"--{name}", given, "at least one NAME=DIR")
     return sets
 
 
 def _check_report(chosen: dict[str, Any]) -> None:
+    from ..evaluation.own_images import methods_named
     from ..reporting.identify import Identity
+    from ..reporting.names import label_of
     from ..reporting.rivals import whose
 
     wanted = pictures_chosen(chosen)
-    named = chosen["methods"] or "all"
-    names = {str(name).strip() for name in (named.split(",") if isinstance(named, str) else named)}
-    there = [name for name in METHODS if name in names or "all" in names]
+    there = methods_named(chosen["methods"], _foreign(chosen))
     for name in wanted.get("pair", ()):
-        if name not in there and name.casefold() not in (METHODS[one].label.casefold() for one in there):
+        if name not in there and name.casefold() not in (label_of(one).casefold() for one in there):
             raise SettingError("--pair", name, f"two of the methods: {', '.join(there)}")
     whose(Identity(""), wanted.get("published"))
 

@@ -18,8 +18,8 @@ class Benchmark:
 
     Args:
         test: in-distribution test images, with labels.
-        near: near-OOD sets by name, at least one.
-        far: far-OOD sets by name, at least one.
+        near: near-OOD sets by name.
+        far: far-OOD sets by name; one set at least, near or far, is needed.
         val: in-distribution validation images: what methods learn from, and half of the search.
         ood_val: OOD validation images, the other half.
         train: in-distribution training images, for methods that learn from them.
@@ -29,8 +29,8 @@ class Benchmark:
     """
 
     test: Iterable[Any]
-    near: Mapping[str, Iterable[Any]]
-    far: Mapping[str, Iterable[Any]]
+    near: Mapping[str, Iterable[Any]] = field(default_factory=dict)
+    far: Mapping[str, Iterable[Any]] = field(default_factory=dict)
     val: Iterable[Any] | None = None
     ood_val: Iterable[Any] | None = None
     train: Iterable[Any] | None = None
@@ -40,8 +40,8 @@ class Benchmark:
     def __post_init__(self) -> None:
         self.covariate_shift = self.covariate_shift or {}
         for name, sets in (("near", self.near), ("far", self.far)):
-            if not isinstance(sets, Mapping) or not sets:
-                raise SettingError(name, sets, "at least one OOD set, as {name: loader}")
+            if not isinstance(sets, Mapping):
+                raise SettingError(name, sets, "OOD sets, as {name: loader}")
             for key in sets:
                 if not isinstance(key, str) or key in RESERVED:
                     raise SettingError(
@@ -49,6 +49,8 @@ class Benchmark:
                         key,
                         f"a text other than {', '.join(RESERVED)}, which tables and scores use",
                     )
+        if not self.near and not self.far:
+            raise SettingError("near, far", None, "at least one OOD set in one of them, as {name: loader}")
         if both := sorted({*self.near} & {*self.far}):
             raise SettingError("far: a set's name", both[0], "a name that no near set has")
 

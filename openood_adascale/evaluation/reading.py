@@ -66,7 +66,10 @@ class Reading:
 
     def loader(self, name: str, where: str, labels: str | None = None) -> DataLoader[Any]:
         """A loader over :meth:`files`."""
-        files = self.files(name, where, labels)
+        return self.loader_of(name, self.files(name, where, labels))
+
+    def loader_of(self, name: str, files: ImageFiles) -> DataLoader[Any]:
+        """A loader in the files' order, of which it is said how many there are."""
         self._say(f"{name}: {len(files)} images")
         return self.loader_over(files)
 

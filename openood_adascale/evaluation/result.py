@@ -20,8 +20,8 @@ class Result:
     """What :func:`~.evaluate.evaluate` found of one method."""
 
     table: pd.DataFrame
-    """Rows: the near sets, ``nearood`` (their mean), the far sets, ``farood``; columns
-    :data:`~openood_adascale.metrics.COLUMNS`, in percent."""
+    """Rows: the near sets, ``nearood`` (their mean), the far sets, ``farood``, each where there are such sets;
+    columns :data:`~openood_adascale.metrics.COLUMNS`, in percent."""
     scores: dict[str, np.ndarray]
     """Of ``id`` (with the covariate-shifted sets under full-spectrum OOD) and of every OOD set by name."""
     search: pd.DataFrame | None = None
@@ -57,6 +57,8 @@ def result_of(
     scores = tested.scores()
     rows: dict[str, dict[str, float]] = {}
     for split, sets in (("nearood", benchmark.near), ("farood", benchmark.far)):
+        if not sets:
+            continue
         for name in sets:
             rows[name] = ood_metrics(scores["id"], scores[name])
         rows[split] = {

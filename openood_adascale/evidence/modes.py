@@ -9,9 +9,18 @@ import torch
 from torch import nn
 
 
+class Shell(nn.Module):
+    """A network with other methods around it, and nothing of its own that changes what it says: what is kept of images is
+    that of the network inside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
 def unwrap(network: nn.Module) -> nn.Module:
-    """The network inside ``DataParallel`` or ``DistributedDataParallel``."""
-    while isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+    """The network inside ``DataParallel``, ``DistributedDataParallel`` or a :class:`Shell`."""
+    while isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel | Shell):
         network = network.module
     return network
 

@@ -47,6 +47,13 @@ class EvaluatorPatch:
         for name, original in originals.items():
             self._changes.set(cls, name, self._method(name, original))
 
+    def within(self, evaluator: Any, function: Callable[[Any], Any]) -> Any:
+        """``function(evaluator)``, called as a method of the Evaluator's: where its postprocessor is served from stored
+        activations, its network and loaders are those that give them."""
+        if self._replay is None:
+            return function(evaluator)
+        return self._replay.call("eval_ood", function, evaluator, (), {})
+
     def undo(self) -> None:
         """Take back everything that was put in place. The caller holds the plugin's lock."""
         self._changes.undo()

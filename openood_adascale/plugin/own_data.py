@@ -101,6 +101,8 @@ class OwnData:
     ood_val: ImageSet | None
     near: Mapping[str, ImageSet]
     far: Mapping[str, ImageSet]
+    loaders: Mapping[str, Any] | None = None
+    """As OpenOOD's ``get_id_ood_dataloader`` gives them, where they are there already, and nothing is to be looked for."""
 
     def look(self) -> None:
         """Look for all images.

@@ -95,6 +95,11 @@ class OwnNames:
             if own.name in self._refused:
                 raise self._refused.pop(own.name)
 
+    def remove(self, name: str) -> None:
+        """Have OpenOOD forget a data set; one that is not there is no error."""
+        with LOCK:
+            self._forget(name)
+
     def enter(self, module: ModuleType) -> None:
         """Enter the data sets, if ``module``, which was just executed, has one of the tables."""
         if module.__name__ in _TABLES:
@@ -154,17 +159,20 @@ class OwnNames:
         found = self._prepared.get(name)
         if found is not None:
             return found
-        from .own_preprocessing import preprocessing_for
+        from .own_preprocessing import as_it_is, preprocessing_for
 
         own = self._sets[name]
-        found = preprocessing_for(own.preprocessing, own.place)
+        if own.loaders is not None and callable(own.preprocessing):
+            found = as_it_is(own.preprocessing)
+        else:
+            found = preprocessing_for(own.preprocessing, own.place)
         with LOCK:
             if self._sets.get(name) is own:
                 self._prepared[name] = found
                 module = sys.modules.get(_NORMALIZATION)
                 if module is not None:
                     self._enter_normalization(module, own)
-        if found.normalization is None:
+        if found.normalization is None and own.loaders is None:
             say(
                 f"{name}: its preprocessing shows no mean and std; OpenOOD's odin and godin take 0.5 for both"
             )
@@ -240,6 +248,8 @@ class OwnNames:
         return self.preprocessing(own.name).transform
 
     def _dataloaders(self, own: OwnData, arguments: dict[str, Any]) -> Any:
+        if own.loaders is not None:
+            return own.loaders
         from .own_images import loaders
 
         standard = self.preprocessing(own.name).transform

@@ -44,6 +44,11 @@ def preprocessing_for(spec: str | Callable[..., Any], place: str) -> Preprocessi
     return Preprocessing(transform, _normalization(transform))
 
 
+def as_it_is(transform: Transform) -> Preprocessing:
+    """That of a transform that images are read with already: it is not tried out."""
+    return Preprocessing(transform, _normalization(transform))
+
+
 def _preset(name: str, place: str) -> Preprocessing:
     from openood.evaluation_api import preprocessor as openoods
 

@@ -107,6 +107,11 @@ def tables_noted(tables: list[Any]) -> Iterator[None]:
         _evaluator.listeners.remove(tables.append)
 
 
+def within_evaluator(evaluator: Any, function: Callable[[Any], Any]) -> Any:
+    """``function(evaluator)``, on stored activations where these serve the Evaluator's postprocessor."""
+    return _evaluator.within(evaluator, function)
+
+
 def _execute(module: ModuleType, run: Callable[[ModuleType], None]) -> None:
     """Execute ``module`` of OpenOOD's by ``run(module)``, OpenOOD's own part, and do ours around it."""
     with _stand_ins.during(module):

@@ -279,4 +279,6 @@ def _with_names_of_their_own(folder: Path, searches: list[tuple[str, Path, Searc
 
 def _label(identity: Identity) -> str:
     stem = shown(identity.stem)
-    return LABELS.get(stem.lower()) or (f"{identity.method} ({stem})" if identity.method else stem)
+    label = label_of(stem)
+    known = label != stem or stem.lower() in LABELS
+    return label if known or not identity.method else f"{identity.method} ({stem})"

@@ -40,6 +40,9 @@ LABELS = {
 }
 """How tables and pictures spell postprocessors; OpenOOD's as its leaderboard does."""
 
+_OPENOODS = re.compile(r"openood[_:](?=.)", re.IGNORECASE)
+_MARK = " (OpenOOD)"
+
 NETWORKS = {
     "resnet18_32x32": "resnet18_32x32",
     "resnet18_224x224": "resnet18_224x224",
@@ -66,8 +69,13 @@ _SET_ALIASES = {"openimageo": "openimage_o", "imageneto": "imagenet_o", "place36
 
 
 def label_of(name: str) -> str:
-    """How tables and pictures spell a postprocessor; a name that nobody knows stays."""
-    return LABELS.get(name.lower(), name)
+    """How tables and pictures spell a postprocessor; a name that nobody knows stays. ``openood_NAME`` (``openood:NAME``)
+    is OpenOOD's own, as ``evaluate`` calls it beside this package's."""
+    own = _OPENOODS.match(name)
+    if own is None:
+        return LABELS.get(name.lower(), name)
+    label = label_of(name[own.end() :])
+    return label if label.endswith(_MARK) else f"{label}{_MARK}"
 
 
 def is_adascale(name: str) -> bool:
@@ -88,8 +96,8 @@ def method_of(stem: str) -> tuple[str | None, tuple[str | None, str] | None]:
     This package's presets are called ``<method>_<more>``, where more is a network and perhaps its dataset.
     """
     words = words_of(stem)
-    if words in PUBLISHED:
-        return PUBLISHED[words], None
+    if (own := words.removeprefix("openood_")) in PUBLISHED:
+        return PUBLISHED[own], None
     ours = [
         method for method in METHODS.values() if method.in_openood and words.startswith(f"{method.name}_")
     ]

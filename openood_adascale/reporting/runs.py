@@ -54,8 +54,13 @@ class Run:
 
 
 def ranked(methods: Iterable[Evaluated]) -> list[Evaluated]:
-    """Best near AUROC first, unknown ones last."""
-    return sorted(methods, key=lambda method: -np.nan_to_num(method.value("nearood", "AUROC")[0], nan=-1.0))
+    """Best near AUROC first, unknown ones last; among equals, as where there are only far sets, the best far AUROC."""
+
+    def key(method: Evaluated) -> tuple[float, ...]:
+        aurocs = (method.value(row, "AUROC")[0] for row in ("nearood", "farood"))
+        return tuple(1.0 if math.isnan(auroc) else -auroc for auroc in aurocs)
+
+    return sorted(methods, key=key)
 
 
 def averages(methods: Sequence[Evaluated]) -> tuple[pd.DataFrame, pd.DataFrame]:

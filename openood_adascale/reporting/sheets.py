@@ -31,6 +31,7 @@ def of_methods(methods: list[Evaluated]) -> list[Sheet]:
         (f"{side} {metric} {arrow}", f"{side.lower()}ood", metric)
         for side in ("Near", "Far")
         for metric, arrow in (("FPR@95", "↓"), ("AUROC", "↑"))
+        if any(f"{side.lower()}ood" in method.table.mean.index for method in methods)
     ]
     last = "farood" if any("farood" in method.table.mean.index for method in methods) else "nearood"
     sets = [

@@ -159,3 +159,45 @@ def test_images_in_the_report(folders):
             for value in rows[column]
         ]
         assert score in given
+
+
+@pytest.mark.parametrize(("side", "other"), [("near", "far"), ("far", "near")])
+def test_one_split_alone(folders, side, other):
+    """The figures are those of both splits' run; in tables, pictures and a report of the folder nothing is missed."""
+    both = [*map(str, arguments(folders, "--methods", "msp,ebo", "--labels", "folders"))]
+    assert call(*both).returncode == 0
+    want = pd.read_csv(folders / "out/ood/msp.csv", index_col=0)
+    assert list(want.index) == ["n", "nearood", "f", "farood"]
+    one = [*both]
+    del one[one.index(f"--{other}") : one.index(f"--{other}") + 2]
+    one[one.index("--out") + 1] = str(folders / "one")
+    done = call(*one, "--published", "imagenet:resnet50")
+    assert done.returncode == 0, done.stderr
+    assert f"{side} AUROC" in done.stdout
+    assert f"{other} AUROC" not in done.stdout
+    table = pd.read_csv(folders / "one/ood/msp.csv", index_col=0)
+    pd.testing.assert_frame_equal(table, want.loc[[side[0], f"{side}ood"]])
+    done = call("report", folders / "one", "--out", folders / "again")
+    assert done.returncode == 0, done.stderr
+    for page in (folders / "one/report/report.html", folders / "again/report.html"):
+        text = page.read_text()
+        assert f"{side.capitalize()} AUROC" in text
+        # The paper's averages, of both, are a table of their own.
+        assert text.count(f"{other.capitalize()} AUROC") == text.count("Published averages (%)")
+        # The best of the split that is there comes first.
+        aurocs = {
+            n: pd.read_csv(folders / f"one/ood/{n}.csv", index_col=0).loc[f"{side}ood", "AUROC"]
+            for n in ("msp", "ebo")
+        }
+        best, worst = sorted(aurocs, key=aurocs.__getitem__, reverse=True)
+        labels = {"msp": ">MSP<", "ebo": ">EBO<"}
+        assert text.index(labels[best]) < text.index(labels[worst])
+
+
+def test_no_ood_images_at_all(folders):
+    given = [*map(str, arguments(folders, "--methods", "msp"))]
+    for option in ("--near", "--far"):
+        del given[given.index(option) : given.index(option) + 2]
+    done = call(*given, check=False)
+    assert done.returncode == 2
+    assert "--near, --far: None is not allowed" in done.stderr

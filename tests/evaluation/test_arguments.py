@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import HEAD, TinyNet
@@ -12,6 +13,7 @@ from openood_adascale.detectors.base import Detector
 from openood_adascale.detectors.msp import MSP
 from openood_adascale.detectors.scale import SCALE
 from openood_adascale.errors import SettingError
+from openood_adascale.evaluation.benchmark import Benchmark
 from openood_adascale.evaluation.evaluate import evaluate
 from openood_adascale.evidence.sharing import forget
 
@@ -157,3 +159,23 @@ def test_so_are_a_postprocessors(network, data):
         ValueError, match=r"candidate \[0\.0\]: id_scores: 50 of 50 values are NaN or infinite"
     ):
         evaluate(Overflowing(), data, network, progress=False)
+
+
+@pytest.mark.parametrize("side", ["near", "far"])
+def test_one_split_alone(network, data, side):
+    want = evaluate(MSP(network), data)
+    sets = getattr(data, side)
+    other = "far" if side == "near" else "near"
+    for more in ({}, {other: {}}):
+        one = Benchmark(data.test, **{side: sets}, **more)
+        found = evaluate({"msp": MSP(network), "p": Postprocessor()}, one, network)
+        assert list(found["msp"].table.index) == [*sets, f"{side}ood"]
+        pd.testing.assert_frame_equal(found["msp"].table, want.table.loc[[*sets, f"{side}ood"]])
+        assert list(found["p"].table.index) == [*sets, f"{side}ood"]
+
+
+def test_no_ood_images_at_all(data):
+    with pytest.raises(SettingError, match=r"near, far: None .*at least one OOD set"):
+        Benchmark(data.test)
+    with pytest.raises(SettingError, match=r"near: \[\] .*OOD sets"):
+        Benchmark(data.test, near=[], far=data.far)
