@@ -118,8 +118,10 @@ def test_without_search_and_without_validation(network, data):
 
 
 def test_bad_benchmarks(network, data):
-    with pytest.raises(SettingError, match="near: "):
-        Benchmark(data.test, {}, data.far)
+    with pytest.raises(SettingError, match="near, far: None"):
+        Benchmark(data.test, {}, {})
+    with pytest.raises(SettingError, match="far: a set's name: 'a'"):
+        Benchmark(data.test, data.near, {**data.far, "a": data.far["c"]})
     with pytest.raises(TypeError, match="network: None"):
         evaluate(object(), data)
 

@@ -60,7 +60,7 @@ def reference(checkout, small_evaluator):
 
 
 def search_off(checkout, name):
-    root = checkout / "unsearched"
+    root = checkout.parent / "unsearched"  # the checkout stays as it is
     (root / "postprocessors").mkdir(parents=True, exist_ok=True)
     text = (checkout / f"configs/postprocessors/{name}.yml").read_text()
     (root / f"postprocessors/{name}.yml").write_text(text.replace("APS_mode: True", "APS_mode: False"))
