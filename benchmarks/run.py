@@ -31,6 +31,7 @@ from network_rows import (
     scoring,
     their_postprocessor,
 )
+from process_rows import on_two_processes
 from search_rows import draw, evidence_size, many_candidates, whole_search
 from store_rows import comparison, filling, kept_memory, passes
 from torch import nn
@@ -150,6 +151,8 @@ def measure(on: Bench, table: Table) -> tuple[dict[int, float], dict[str, float]
         passes(table, on.network, on.benchmark)
     if on.wanted("kept") and on.device.type == "cpu":
         kept_memory(table, repeats)
+    if on.wanted("processes") and on.device.type == "cpu":
+        on_two_processes(table, repeats)
     if on.device.type == "cuda":
         from torchvision.models import resnet50
 
