@@ -27,8 +27,7 @@ def confidences(network, paths):
 @pytest.mark.parametrize("run_root", [("s0",)], indirect=True)
 def test_eval_ood(run_script, run_root, checkout, digits_net):
     args = ["scripts/eval_ood.py", "--root", run_root, "--save-score", "--save-csv", "--fsood"]
-    for name in ("msp", "ebo"):
-        run_script([*args, "--postprocessor", name])
+    run_script(["-m", "openood_adascale", "run", "--postprocessors", "msp,ebo", *args])
     msp = next(method for method in collect(run_root).methods["fsood"] if method.label == "MSP")
     (scores,) = msp.scores
     for key, known in scores.images.items():
