@@ -116,7 +116,7 @@ def oodness(shift: Tensor, correction: Tensor, lmbda: float) -> Tensor:
     """Q' = λ·Q + C_o, larger for images that a small perturbation moves more.
 
     Args:
-        shift: (B,) Q, the sum of |a_ε − a| over the k1 largest activations.
+        shift: (B,) Q, the sum of ``|a_ε − a|`` over the k1 largest activations.
         correction: (B,) C_o, the sum of ReLU(a_ε) over the k2 largest activations.
         lmbda: λ ≥ 0.
     """
