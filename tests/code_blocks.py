@@ -81,6 +81,4 @@ def _block(page: str, line: int, language: str, text: str, marker: str) -> Block
 
 
 def all_blocks() -> list[Block]:
-    return [
-        block for page in PAGES for block in blocks_of(page, (ROOT / page).read_text(encoding="utf-8"))
-    ]
+    return [block for page in PAGES for block in blocks_of(page, (ROOT / page).read_text(encoding="utf-8"))]

@@ -64,9 +64,9 @@ class Page:
         """It, and before it what of the page has not been run yet, as far as it can be."""
         for other in BLOCKS:
             if other.page == block.page and other.line <= block.line and other.line not in self.done:
+                self.done.add(other.line)  # once, even if it fails
                 if not other.not_run and (other is block or not why_not(other)):
                     self._run(other)
-                self.done.add(other.line)
 
     def _run(self, block: Block) -> None:
         if block.language == "python":
@@ -85,7 +85,12 @@ class Page:
             call_here(*arguments, cwd=self.place)
             return
         paths = [str(self.place), os.environ.get("PYTHONPATH", "")]
-        found = {"OPENOOD_DEVICE": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables}
+        found = {
+            "OPENOOD_DEVICE": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            **variables,
+        }
         module = [] if program == "python" else ["-m", "openood_adascale"]
         done = subprocess.run(
             [sys.executable, *module, *arguments],
@@ -157,7 +162,9 @@ def pages(tmp_path_factory):
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if not block.not_run], ids=lambda b: b.name)
 def test_it_runs(block, pages, monkeypatch):
-    assert block.language in ("python", "yaml", "bash"), "a language that is not run needs <!-- not run: WHY -->"
+    assert block.language in ("python", "yaml", "bash"), (
+        "a language that is not run needs <!-- not run: WHY -->"
+    )
     if block.language == "bash":
         programs = {words[0] for _, words in block.commands()}
         assert programs <= {"openood-adascale", "python"}, "is to have <!-- not run: WHY --> right before it"
