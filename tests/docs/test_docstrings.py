@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 from pathlib import Path
 
 import documented
@@ -69,3 +70,9 @@ def test_examples_of_the_classes_made_for_pytorch_ood(names):
 @pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)
 def test_there_is_one(public):
     assert ">>>" in (public.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", [name for name in openood_adascale.__all__ if name != "__version__"])
+def test_the_reference_has_it(name):
+    text = (PACKAGE.parent / "docs" / "api.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\.\. auto(class|function):: openood_adascale\.{name}$", text, re.MULTILINE)
