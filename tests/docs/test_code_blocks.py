@@ -43,6 +43,7 @@ class Page:
         self.done: set[int] = set()
         self.openood = find_openood() if name in CHECKOUT_PAGES else None
         if self.openood is not None:
+            openood_adascale.register()  # as torch from 2.5 on has it done
             documented.write_checkout(self.place, self.openood)
         else:
             self.place.mkdir()
