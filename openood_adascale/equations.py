@@ -116,7 +116,7 @@ def oodness(shift: Tensor, correction: Tensor, lmbda: float) -> Tensor:
     """Q' = λ·Q + C_o, larger for images that a small perturbation moves more.
 
     Args:
-        shift: (B,) Q, the sum of |a_ε − a| over the k1 largest activations.
+        shift: (B,) Q, the sum of ``|a_ε − a|`` over the k1 largest activations.
         correction: (B,) C_o, the sum of ReLU(a_ε) over the k2 largest activations.
         lmbda: λ ≥ 0.
     """
@@ -124,12 +124,20 @@ def oodness(shift: Tensor, correction: Tensor, lmbda: float) -> Tensor:
 
 
 def empirical_cdf(reference: Tensor, values: Tensor) -> Tensor:
-    """F(v) = share of ``reference`` (sorted ascending, 1-D) that is ≤ v: the right-continuous empirical CDF."""
+    """F(v) = share of ``reference`` (sorted ascending, 1-D) that is ≤ v: the right-continuous empirical CDF.
+
+    >>> empirical_cdf(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.5, 2.0, 9.0]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
     return torch.searchsorted(reference, values, right=True).to(reference.dtype) / len(reference)
 
 
 def adaptive_percentile(cdf: Tensor, p_min: float, p_max: float) -> Tensor:
-    """p = p_min + (1 − F(Q'))·(p_max − p_min), in percent."""
+    """p = p_min + (1 − F(Q'))·(p_max − p_min), in percent.
+
+    >>> adaptive_percentile(torch.tensor([0.0, 0.5, 1.0]), 80, 85)
+    tensor([85.0000, 82.5000, 80.0000])
+    """
     return p_min + (1 - cdf) * (p_max - p_min)
 
 
@@ -140,6 +148,9 @@ def factor_from_sums(total: Tensor, kept: Tensor) -> Tensor:
 
 def scaling_factor(activation: Tensor, percentile: Tensor | float) -> Tensor:
     """r = Σ a⁺ / Σ (the k largest a⁺) with k = :func:`kept_count`, the extent of scaling.
+
+    >>> scaling_factor(torch.tensor([[4.0, 1.0, 1.0, -1.0]]), 75)       # all against the largest of four
+    tensor([1.5000], dtype=torch.float64)
 
     Args:
         activation: (B, D), floating, rectified here.

@@ -21,6 +21,12 @@ from .settings import Settings, number_within, one_of, percentile_pair, whole_nu
 class AdaSCALESettings(Settings):
     """AdaSCALE's hyperparameters, named as the paper names them.
 
+    >>> AdaSCALESettings(percentile=[60, 85]).replace(variant="L").percentile
+    (60.0, 85.0)
+    >>> AdaSCALESettings(k1=0)
+    Traceback (most recent call last):
+    openood_adascale.errors.SettingError: k1: 0 is not allowed; expected a number in (0, 100]
+
     Raises:
         SettingError: a value out of range, when made.
     """
@@ -95,9 +101,15 @@ class AdaSCALESettings(Settings):
 class AdaSCALE(LearningDetector[AdaSCALESettings, Tensor]):
     """AdaSCALE (Algorithm 1 of the paper), variants A and L.
 
-    >>> detector = AdaSCALE(network, variant="A", percentile=(80, 85)).fit(id_validation_loader)
-    >>> scores = detector.score(images)            # larger is more in-distribution
-    >>> detector.search(id_validation_loader, ood_validation_loader).table
+    >>> detector = AdaSCALE(network, variant="A", percentile=(80, 85)).fit(val_loader)
+    >>> scores = detector.score(images)                                  # larger is more in-distribution
+    >>> unknown = detector.is_ood(images, tpr=0.95)                      # of (N,) images, as bool
+    >>> found = detector.search(val_loader, ood_val_loader)              # one pass; then fitted with the best
+    >>> len(found.table), found.settings == detector.settings
+    (36, True)
+    >>> detector.save("detector.safetensors")
+    >>> AdaSCALE.load("detector.safetensors", network).state.equal(detector.state)
+    True
 
     Its :attr:`state` is the sorted Q' of the validation images, (n_val,) float64.
     """

@@ -65,6 +65,11 @@ class Activations(Summary):
 class BFAct(StreamingDetector[BFActSettings, Tensor]):
     """BFAct (Kong & Li, 2022): the energy of a / sqrt(1 + (a/T)^2N), a Butterworth filter on the activations.
 
+    >>> detector = BFAct(network, percentile=95).fit(train_loader)
+    >>> scores = detector.score(images)
+    >>> detector.settings = detector.settings.replace(percentile=90)     # T is learnt anew, without another pass
+    >>> scores = detector.score(images)
+
     T is learnt in one pass in constant memory, within 2^-15 (0.003 %) of the exact percentile
     (:func:`~openood_adascale.evidence.histogram.quantile`). Its :attr:`state` is T, () float64.
     """

@@ -11,7 +11,12 @@ from .settings import Settings
 
 
 class Energy(Detector[Settings, None]):
-    """The energy of the plain logits."""
+    """The energy of the plain logits.
+
+    >>> detector = Energy(network).calibrate(val_loader)         # their scores, for a threshold
+    >>> detector.is_ood(images).shape
+    torch.Size([24])
+    """
 
     def judge(self, evidence: Evidence, settings: Settings, state: None) -> tuple[Tensor, Tensor]:
         logits = evidence.logits

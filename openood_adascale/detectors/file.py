@@ -40,6 +40,10 @@ _EXPECTED = "expected a file that detector.save(path) has written"
 def load(path: str | os.PathLike[str], network: nn.Module) -> Detector[Any, Any]:
     """The detector that a file holds, of whichever registered method; see :meth:`.base.Detector.load`.
 
+    >>> OptFS(network).fit(train_loader).save("optfs.safetensors")
+    >>> type(load("optfs.safetensors", network)).__name__
+    'OptFS'
+
     Raises:
         DetectorFileError: as there, or the method is not registered.
         TypeError: ``network`` is no module.

@@ -25,7 +25,12 @@ class LTSSettings(FixedPercentileSettings):
 
 
 class LTS(Detector[LTSSettings, None]):
-    """z·S², with S = Σ a⁺ / Σ (its largest 5 %): AdaSCALE-L with p_min = p_max. It learns nothing."""
+    """z·S², with S = Σ a⁺ / Σ (its largest 5 %): AdaSCALE-L with p_min = p_max. It learns nothing.
+
+    >>> fixed = AdaSCALE(network, variant="L", percentile=(95, 95)).fit(val_loader)
+    >>> LTS(network, percentile=95).score(images).allclose(fixed.score(images))
+    True
+    """
 
     settings_class = LTSSettings
 

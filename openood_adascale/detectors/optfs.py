@@ -76,6 +76,10 @@ class WeightedActivations(Summary):
 class OptFS(StreamingDetector[OptFSSettings, dict[str, Tensor]]):
     """OptFS (Zhao et al., ICLR 2024, arXiv 2402.00865): a learnt piecewise constant θ(a) multiplies each activation.
 
+    >>> detector = OptFS(network, bins=50).fit(train_loader)
+    >>> detector.state["theta"].shape, detector.score(images).shape
+    (torch.Size([50]), torch.Size([24]))
+
     One pass in constant memory serves any number of bins, any percentiles and both scores. The bins' edges are
     those of :mod:`~openood_adascale.evidence.histogram`, the nearest to the exact ones: off by at most 2^-14 (0.006 %) of
     the larger magnitude of the order statistics at the two ends. What is learnt is exact for these edges.

@@ -31,7 +31,14 @@ class FixedPercentileSettings(Settings):
 
 
 class SCALE(Detector[FixedPercentileSettings, None]):
-    """The activation scaled by exp(r) at one percentile for all images."""
+    """The activation scaled by exp(r) at one percentile for all images.
+
+    >>> detector = SCALE(network, percentile=90)
+    >>> classes, scores = detector.predict(images)
+    >>> found = detector.search(val_loader, ood_val_loader, {"percentile_list": [65, 85]})
+    >>> found.table["percentile"].tolist()
+    [65.0, 85.0]
+    """
 
     settings_class = FixedPercentileSettings
     default_sweep: ClassVar[Mapping[str, Sequence[Any]]] = {"percentile_list": [65, 70, 75, 80, 85, 90, 95]}

@@ -16,6 +16,10 @@ RESERVED = ("id", "nearood", "farood")
 class Benchmark:
     """The loaders of an evaluation; each yields ``(images, labels)`` or OpenOOD's dicts.
 
+    >>> sets = Benchmark(test=test_loader, near={"wolves": near_loader}, far={"textures": far_loader}, val=val_loader)
+    >>> sets.loader("val") is val_loader
+    True
+
     Args:
         test: in-distribution test images, with labels.
         near: near-OOD sets by name.

@@ -65,6 +65,11 @@ def evaluate(
 ) -> Result | dict[str, Result]:
     """Search or fit on validation data, then judge every near and far set.
 
+    >>> results = evaluate({"MSP": MSP(network), "AdaSCALE-A": AdaSCALE(network)}, benchmark)      # one pass for both
+    >>> list(results["AdaSCALE-A"].table.index)
+    ['wolves', 'nearood', 'textures', 'farood']
+    >>> result = evaluate(AdaSCALE(network, k2=50), benchmark, search=False)
+
     An image goes through a network once for all detectors that run it in the same precision, and for its accuracy. Where all
     processes of a torch.distributed group call it, they share the passes over process 0's loaders, and all have its results.
 

@@ -17,7 +17,14 @@ from .which_files import classes_of
 
 @dataclass
 class Result:
-    """What :func:`~.evaluate.evaluate` found of one method."""
+    """What :func:`~.evaluate.evaluate` found of one method.
+
+    >>> result = evaluate(MSP(network), benchmark)
+    >>> list(result.table.columns)
+    ['FPR@95', 'AUROC', 'AUPR_IN', 'AUPR_OUT', 'ACC']
+    >>> {name: len(scores) for name, scores in result.scores.items()}
+    {'id': 30, 'wolves': 20, 'textures': 20}
+    """
 
     table: pd.DataFrame
     """Rows: the near sets, ``nearood`` (their mean), the far sets, ``farood``, each where there are such sets;

@@ -12,6 +12,11 @@ import pandas as pd
 def save_csv(tables: pd.DataFrame | Sequence[pd.DataFrame], path: str | Path) -> pd.DataFrame:
     """Write a table in OpenOOD's format and return what was written.
 
+    >>> table = evaluate(MSP(network), benchmark).table
+    >>> written = save_csv([table, table], "ood/msp.csv")           # of two training runs
+    >>> str(written["ACC"]["farood"]).endswith(" ± 0.00")
+    True
+
     Args:
         tables: one evaluation (two decimals, as ``eval_ood_imagenet.py``), or one per training run (``mean ± std``
             over the runs, as ``eval_ood.py``).

@@ -68,6 +68,10 @@ def is_chosen() -> bool:
 def using_store(store: StoreLike) -> Iterator[None]:
     """Have all passes over images within draw on ``store``; None leaves it as it is.
 
+    >>> with using_store("activations"):
+    ...     first = AdaSCALE(network).fit(val_loader).predict_loader(test_loader)
+    ...     again = MSP(network).predict_loader(test_loader)        # from what the first has left
+
     Raises:
         StoreError: a folder that cannot be a store.
     """

@@ -33,6 +33,10 @@ def from_results(
 ) -> Run:
     """What ``evaluate`` found, with its scores and searches; full-spectrum results (``Result.scheme``) by themselves.
 
+    >>> run = from_results({"msp": evaluate(MSP(network), benchmark)}, "my images")
+    >>> [method.label for method in run.methods["ood"]]
+    ['MSP']
+
     Args:
         results: by method: its name in the registry or OpenOOD, or any label. Where several names have one label (``msp``
             and ``MSP``), each stands beside it.

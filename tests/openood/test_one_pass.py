@@ -65,7 +65,10 @@ def test_many_postprocessors_in_one_run(run_script, run_root, tmp_path):
         assert (run_root / f"ood/{name}.csv").exists() == there
         assert (run_root / f"s0/scores/{name}.pkl").exists() == there
     assert (run_root / "s0/postprocessors/react.pkl").exists()
-    assert "openood-adascale: rankfeat: run on the images, as always: it needs features of inner layers" in done.stderr
+    assert (
+        "openood-adascale: rankfeat: run on the images, as always: it needs features of inner layers"
+        in done.stderr
+    )
     summary = done.stdout[done.stdout.rindex("near FPR@95") :].splitlines()
     rows = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in summary[1:5]}
     assert sorted(rows) == sorted({*names} - {"nonsense"})

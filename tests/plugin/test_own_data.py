@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-from pathlib import Path
 
 import pytest
 from own_data import description, picture, write_images, write_yml
@@ -231,21 +229,3 @@ def test_in_python(folder):
     found = parse(content, "data set", str(folder))
     assert found.preprocessing is abs
     found.look()
-
-
-def test_the_example_in_the_documentation(tmp_path):
-    root = Path(__file__).parents[2]
-    texts = [path.read_text(encoding="utf-8") for path in (root / "README.md", *root.glob("docs/**/*.md"))]
-    (example,) = [
-        block for text in texts for block in re.findall(r"```yaml\n(.*?)```", text, re.S) if "csid:" in block
-    ]
-    (tmp_path / "pets.yml").write_text(example, encoding="utf-8")
-    for folder in ("train", "val", "test", "blurred"):
-        picture(tmp_path / "images" / folder / "old horse" / "1.png")
-    for name in ("unknown/1.png", "textures/1.png", "wolf.png"):
-        picture(tmp_path / "images" / name)
-    (tmp_path / "lists").mkdir()
-    (tmp_path / "lists/wolves.csv").write_text("path\nwolf.png\n")
-    found = read(tmp_path / "pets.yml")
-    found.look()
-    assert found.known["test"].find(found.classes).labels == [2]

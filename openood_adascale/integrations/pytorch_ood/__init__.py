@@ -1,8 +1,10 @@
 """pytorch-ood: every method of this package as one of its detectors, and its detectors in ``evaluate``.
 
 >>> from openood_adascale.integrations.pytorch_ood import AdaSCALE, adapt
->>> scores = AdaSCALE(model, percentile=(80, 85)).fit(loader).predict(images)    # larger is more out-of-distribution
->>> evaluate({"AdaSCALE": openood_adascale.AdaSCALE(model), "KNN": adapt(KNN(encoder, k=50), model)}, benchmark)
+>>> scores = AdaSCALE(network, percentile=(80, 85)).fit(val_loader).predict(images)    # larger is more out-of-distribution
+>>> from pytorch_ood.detector import Entropy
+>>> entropy = adapt(Entropy(network), network)
+>>> results = evaluate({"AdaSCALE": openood_adascale.AdaSCALE(network), "Entropy": entropy}, benchmark)
 
 There is a class for each line of :data:`~openood_adascale.detectors.registry.METHODS`, called as in this package, and
 after its label where a class has two lines (``AdaSCALE_L``).

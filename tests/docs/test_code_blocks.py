@@ -1,0 +1,212 @@
+"""Every code block of the documents: run as it stands, after the others of its page, or marked why not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import documented
+import numpy as np
+import pytest
+import reference
+import yaml
+from code_blocks import Block, all_blocks, blocks_of
+from command_line import call_here
+from openood_bench import find_openood
+
+import openood_adascale
+from openood_adascale.evidence.sharing import forget
+
+BLOCKS = all_blocks()
+CHECKOUT_PAGES = ("docs/openood.md", "docs/own-datasets.md", "docs/compare.md")
+"""Pages whose blocks run in a checkout of OpenOOD, where there is one."""
+
+
+def needs_openood(block: Block) -> bool:
+    """Whether OpenOOD itself is to run."""
+    if block.language == "python":
+        return bool(re.search(r"^from openood[. ]|^import openood$|plugin\.postprocessor", block.code, re.M))
+    return any("scripts/" in word or word == "main.py" for _, words in block.commands() for word in words)
+
+
+class Page:
+    """A page's folder and names, and how far it has been run."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.place = name, folder / "page"
+        self.done: set[int] = set()
+        self.openood = find_openood() if name in CHECKOUT_PAGES else None
+        if self.openood is not None:
+            openood_adascale.register()  # as torch from 2.5 on has it done
+            documented.write_checkout(self.place, self.openood)
+        else:
+            self.place.mkdir()
+        (documented.write_pets if name == "docs/own-datasets.md" else documented.write_folders)(self.place)
+        documented.write_published(self.place)
+
+    @cached_property
+    def names(self) -> dict[str, Any]:
+        found = documented.names()
+        if self.name == "docs/pytorch-ood.md":
+            found.update(documented.pytorch_ood_names())
+        if self.openood is not None:
+            from openood_postprocessing import SmallNet
+
+            found["net"] = SmallNet().eval()
+        return found
+
+    def run(self, block: Block) -> None:
+        """It, and before it what of the page has not been run yet, as far as it can be."""
+        for other in BLOCKS:
+            if other.page == block.page and other.line <= block.line and other.line not in self.done:
+                self.done.add(other.line)  # once, even if it fails
+                if not other.not_run and (other is block or not why_not(other)):
+                    self._run(other)
+
+    def _run(self, block: Block) -> None:
+        if block.language == "python":
+            with chdir(self.place):
+                exec(compile(block.code, block.name, "exec"), self.names)
+        elif block.language == "yaml":
+            check_yml(block, self.place)
+        else:
+            for variables, words in block.commands():
+                self._call(variables, words)
+
+    def _call(self, variables: dict[str, str], words: list[str]) -> None:
+        program, *arguments = words
+        own_process = variables or arguments[0] == "run" or program == "python"
+        if not own_process:
+            call_here(*arguments, cwd=self.place)
+            return
+        paths = [str(self.place), os.environ.get("PYTHONPATH", "")]
+        found = {
+            "OPENOOD_DEVICE": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            **variables,
+        }
+        module = [] if program == "python" else ["-m", "openood_adascale"]
+        done = subprocess.run(
+            [sys.executable, *module, *arguments],
+            cwd=self.place,
+            env={**os.environ, **found},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+
+
+@contextlib.contextmanager
+def chdir(place: Path):
+    before = os.getcwd()
+    os.chdir(place)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def check_yml(block: Block, place: Path) -> None:
+    """A yml of OpenOOD's for one of this package's methods, or a description of a data set, for what reads it."""
+    content = yaml.safe_load(block.code)
+    if "postprocessor" in content:
+        from openood_adascale.plugin.names import packaged_yml, postprocessor_methods
+        from openood_adascale.plugin.yml import Configuration
+
+        section = content["postprocessor"]
+        found = Configuration.parse(postprocessor_methods()[section["name"]], section)
+        if block.page == "docs/openood.md":  # shows all that there is
+            packaged = yaml.safe_load(packaged_yml(section["name"]).read_text(encoding="utf-8"))
+            assert section["postprocessor_args"] == packaged["postprocessor"]["postprocessor_args"]
+            assert set(section["postprocessor_args"]) == set(found.settings.names()) - {"variant"}
+        return
+    from openood_adascale.plugin.own_data import read
+
+    path = place / f"{content['name']}.yml"
+    path.write_text(block.code, encoding="utf-8")
+    found = read(path)
+    found.look()
+    assert found.known["test"].find(found.classes).labels == [*[0] * 4, *[1] * 4, *[2] * 4]
+
+
+def why_not(block: Block) -> str:
+    """Why it cannot be run here."""
+    if needs_openood(block) and find_openood() is None:
+        return "OpenOOD is not there: set OPENOOD_ROOT to a checkout of it"
+    if "pytorch_ood" in block.code:
+        try:
+            import pytorch_ood.api as _  # noqa: F401
+        except ImportError:
+            return "needs pytorch-ood 0.4 or later"
+    return ""
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """page(name): the same for all of its blocks."""
+    made: dict[str, Page] = {}
+
+    def page(name: str) -> Page:
+        if name not in made:
+            made[name] = Page(name, tmp_path_factory.mktemp(Path(name).stem))
+        return made[name]
+
+    yield page
+    openood_adascale.unregister()
+    openood_adascale.register()
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if not block.not_run], ids=lambda b: b.name)
+def test_it_runs(block, pages, monkeypatch):
+    assert block.language in ("python", "yaml", "bash"), (
+        "a language that is not run needs <!-- not run: WHY -->"
+    )
+    if block.language == "bash":
+        programs = {words[0] for _, words in block.commands()}
+        assert programs <= {"openood-adascale", "python"}, "is to have <!-- not run: WHY --> right before it"
+    if reason := why_not(block):
+        pytest.skip(reason)
+    page = pages(block.page)
+    if page.openood is not None:
+        monkeypatch.syspath_prepend(str(page.place))
+    monkeypatch.setenv("OPENOOD_DEVICE", "cpu")
+    forget()
+    page.run(block)
+
+
+def test_the_methods_equations_are_the_references(pages):
+    """What docs/method.md computes by hand."""
+    page = pages("docs/method.md")
+    (block,) = [block for block in BLOCKS if block.page == page.name]
+    page.run(block)
+    n = page.names
+    expected, factor, _ = reference.scores(n["val_a"], n["val_a_eps"], n["a"], n["a_eps"], n["W"], n["b"])
+    np.testing.assert_allclose(n["r"], factor, rtol=1e-6)
+    np.testing.assert_allclose(n["scores"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("marker", "not_run", "code"),
+    [
+        ("<!-- not run: for a reason -->", "for a reason", "big\n"),
+        ("<!-- not run: -->", "", "big\n"),
+        ("Text.", "", "big\n"),
+        ('<!-- run with "small" for "big" -->', "", "small\n"),
+    ],
+)
+def test_markers(marker, not_run, code):
+    (block,) = blocks_of("page.md", f"{marker}\n```bash\nbig\n```\n```{{toctree}}\nothers\n```\n")
+    assert (block.line, block.language, block.not_run, block.code) == (3, "bash", not_run, code)
+
+
+def test_a_line_between_marker_and_block_counts():
+    text = "<!-- not run: for a reason -->\n\n```bash\nx\n```\n"
+    assert blocks_of("page.md", text)[0].not_run == ""

@@ -1,0 +1,78 @@
+"""The examples in docstrings: they run, with the names of the documents, and every public class has one."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import documented
+import pytest
+import torch
+
+import openood_adascale
+from openood_adascale import equations, metrics
+from openood_adascale.detectors.adascale import AdaSCALESettings
+from openood_adascale.detectors.file import load
+from openood_adascale.detectors.registry import METHODS
+from openood_adascale.evaluation.result import Result
+from openood_adascale.evaluation.tables import save_csv
+from openood_adascale.reporting.gather import from_results
+
+PACKAGE = Path(openood_adascale.__file__).parent
+WITH_EXAMPLES = [
+    path.relative_to(PACKAGE.parent)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8") and path.parts[-2:] != ("pytorch_ood", "classes.py")
+]
+PUBLIC = [
+    *dict.fromkeys(method.detector for method in METHODS.values()),
+    openood_adascale.Benchmark, openood_adascale.evaluate, openood_adascale.using_store,
+    AdaSCALESettings, Result, load, save_csv, from_results, metrics.ood_metrics, equations.scaling_factor,
+]  # fmt: skip
+
+
+@pytest.fixture
+def names(tmp_path, monkeypatch):
+    """What an example can use; its files go to a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    public = {name: getattr(openood_adascale, name) for name in openood_adascale.__all__}
+    return {**public, **documented.names(), "torch": torch, "openood_adascale": openood_adascale}
+
+
+def run(found, names):
+    """Run an object's examples, and those of what is in it."""
+    said: list[str] = []
+    runner = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder(exclude_empty=True).find(found, "example", extraglobs=names):
+        runner.run(test, out=said.append)
+    assert not said, "".join(said)
+    assert runner.summarize(verbose=False).attempted > 0
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=str)
+def test_examples(path, names):
+    if "pytorch_ood" in path.parts:
+        pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
+    run(importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__")), names)
+
+
+def test_examples_of_the_classes_made_for_pytorch_ood(names):
+    pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
+    from openood_adascale.integrations import pytorch_ood
+
+    for name in sorted({*pytorch_ood.__all__} - {"Adapted", "MethodDetector", "adapt"}):
+        made = getattr(pytorch_ood, name)
+        run(made, {**names, name: made, "model": names["network"], "loader": names["val_loader"]})
+
+
+@pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)
+def test_there_is_one(public):
+    assert ">>>" in (public.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", [name for name in openood_adascale.__all__ if name != "__version__"])
+def test_the_reference_has_it(name):
+    text = (PACKAGE.parent / "docs" / "api.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\.\. auto(class|function):: openood_adascale\.{name}$", text, re.MULTILINE)
