@@ -5,14 +5,41 @@ from __future__ import annotations
 
 import ast
 import re
+import reprlib
+from collections.abc import Mapping
 from typing import Any
+
+_MOST = 1000  # of a value's parts, and characters, that an error shows
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """``repr`` of any value, as far as a person would read it: a few lines of YAML can stand for a billion words."""
+    try:
+        text = repr(value) if _few(value) else _SHORT.repr(value)
+    except Exception:  # an int of more digits than Python shows, or whatever repr it has
+        text = object.__repr__(value)
+    return text if len(text) <= _MOST else f"{text[: _MOST - 1]}…"
+
+
+def _few(value: Any) -> bool:
+    waiting, count = [value], 0
+    while waiting and count + len(waiting) <= _MOST:
+        part = waiting.pop()
+        count += 1
+        if isinstance(part, Mapping):
+            waiting += [*part.keys(), *part.values()]
+        elif isinstance(part, list | tuple | set | frozenset):
+            waiting += part
+    return not waiting
 
 
 class SettingError(ValueError):
     """A setting that is unknown or out of range; names it, its value and what is allowed."""
 
     def __init__(self, name: str, value: Any, allowed: str) -> None:
-        super().__init__(f"{name}: {value!r} is not allowed; expected {allowed}")
+        super().__init__(f"{name}: {shown(value)} is not allowed; expected {allowed}")
         self.name, self.value, self.allowed = name, value, allowed
 
     def __reduce__(self) -> tuple[Any, ...]:  # errors cross process borders

@@ -94,14 +94,16 @@ def choices(options: argparse.Namespace) -> dict[str, Any]:
     """
     import yaml
 
+    from ..detectors.settings import read_yaml
+
     known = {
         name: value for name, value in vars(options).items() if name not in ("command", "execute", "config")
     }
     chosen: dict[str, Any] = dict.fromkeys(known)
     if options.config is not None:
         try:
-            found = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+            found = read_yaml(Path(options.config).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise SettingError("--config", options.config, f"a yml ({error})") from error
         if not isinstance(found, dict):
             raise SettingError("--config", options.config, "a yml of options by their names")

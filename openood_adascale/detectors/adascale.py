@@ -56,8 +56,8 @@ class AdaSCALESettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("variant", self.variant, equations.VARIANTS)
-        one_of("pixels", self.pixels, equations.PIXELS)
+        self._set("variant", one_of("variant", self.variant, equations.VARIANTS))
+        self._set("pixels", one_of("pixels", self.pixels, equations.PIXELS))
         self._set("percentile", percentile_pair("percentile", self.percentile))
         self._set("k1", number_within("k1", self.k1, 0, 100, brackets="(]"))
         self._set("k2", number_within("k2", self.k2, 0, 100, brackets="(]"))

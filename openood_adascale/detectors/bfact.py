@@ -39,7 +39,7 @@ class BFActSettings(Settings):
         super().__post_init__()
         self._set("percentile", number_within("percentile", self.percentile, 0, 100))
         self._set("order", number_within("order", self.order, 1, brackets="[)"))
-        one_of("learn_from", self.learn_from, SOURCES)
+        self._set("learn_from", one_of("learn_from", self.learn_from, SOURCES))
 
     @property
     def source(self) -> str:

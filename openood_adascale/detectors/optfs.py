@@ -49,8 +49,8 @@ class OptFSSettings(Settings):
         if low == high:
             raise SettingError("percentile", [low, high], allowed)
         self._set("percentile", (low, high))
-        one_of("score", self.score, SCORES)
-        one_of("learn_from", self.learn_from, SOURCES)
+        self._set("score", one_of("score", self.score, SCORES))
+        self._set("learn_from", one_of("learn_from", self.learn_from, SOURCES))
 
     @property
     def source(self) -> str:

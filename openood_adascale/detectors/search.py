@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..errors import SettingError
 from ..evidence.batch import hidden
 from ..metrics import auroc
-from .settings import EXECUTION, Settings, unscramble
+from .settings import EXECUTION, Settings, section_of, unscramble
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,13 +78,13 @@ def candidates(base: S, sweep: Mapping[str, Any] | None) -> list[S]:
 
 def parse_sweep(settings_class: type[Settings], sweep: Mapping[str, Any] | None) -> dict[str, list[Any]]:
     """``{setting: values}`` of a yml's ``postprocessor_sweep``; see :func:`candidates`."""
-    if not sweep:
+    if not section_of("postprocessor_sweep", sweep):
         raise SettingError(
             "postprocessor_sweep", sweep, "at least one list <setting>_list, or APS_mode: False"
         )
     swept: dict[str, list[Any]] = {}
-    for key, values in sweep.items():
-        name = key.removesuffix("_list")
+    for key, values in (sweep or {}).items():
+        name = str(key).removesuffix("_list")
         if name not in settings_class.names():
             known = ", ".join(f"{n}_list" for n in settings_class.names())
             raise SettingError(f"postprocessor_sweep: {key}", values, "no such setting; known are " + known)

@@ -8,7 +8,7 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import yaml
@@ -80,11 +80,11 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     allowed = tuple(allowed)
     if not isinstance(value, str) or value not in allowed:
         raise SettingError(name, value, "one of " + ", ".join(map(repr, allowed)))
-    return value
+    return str(value)  # NumPy's words are no plain ones
 
 
 def _batch(value: Any) -> str | int:
-    if value in BATCHES:
+    if isinstance(value, str) and value in BATCHES:
         return str(value)
     try:
         return whole_number("batch", value, 1)
@@ -110,18 +110,35 @@ def percentile_pair(
 
 def unscramble(value: Any) -> Any:
     """A list that OpenOOD's command line took apart into characters, put together again."""
-    if (
-        isinstance(value, list | tuple)
-        and value[:1] in (["["], ["("])
-        and all(isinstance(c, str) for c in value)
-    ):
+    characters = isinstance(value, list | tuple) and all(isinstance(c, str) for c in value)
+    if characters and value[:1] in (["["], ["("], ("[",), ("(",)):
         value = "".join(value)
     if isinstance(value, str) and value[:1] in "[(":
         try:
-            return yaml.safe_load(value.replace("(", "[").replace(")", "]"))
+            return read_yaml(value.replace("(", "[").replace(")", "]"))
         except yaml.YAMLError:
             return value
     return value
+
+
+def read_yaml(text: str | IO[str], loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """What YAML stands for.
+
+    Raises:
+        yaml.YAMLError: for whatever is wrong with it; of ``2001-99-99``, ``!!int a`` or deep nesting PyYAML lets Python's
+            own errors out.
+    """
+    try:
+        return yaml.load(text, loader)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+
+
+def section_of(name: str, value: Any) -> dict[Any, Any]:
+    """``value`` as a dict; None stands for an empty one."""
+    if value is not None and not isinstance(value, Mapping):
+        raise SettingError(name, value, "a section of names and values")
+    return dict(value or {})
 
 
 @dataclass(frozen=True)
@@ -147,8 +164,8 @@ class Settings:
     """Settings that what the method learns does not depend on."""
 
     def __post_init__(self) -> None:
-        one_of("precision", self.precision, PRECISIONS)
-        one_of("memory_format", self.memory_format, MEMORY_FORMATS)
+        self._set("precision", one_of("precision", self.precision, PRECISIONS))
+        self._set("memory_format", one_of("memory_format", self.memory_format, MEMORY_FORMATS))
         self._set("batch", _batch(self.batch))
 
     @classmethod
@@ -164,9 +181,9 @@ class Settings:
         """Settings from a yml's ``postprocessor_args`` or keyword arguments.
 
         Raises:
-            SettingError: an unknown key, or a value out of range.
+            SettingError: no mapping, an unknown key, or a value out of range.
         """
-        mapping = dict(mapping or {})
+        mapping = section_of(where, mapping)
         for key in mapping:
             if key not in cls.names():
                 raise SettingError(

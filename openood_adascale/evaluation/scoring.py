@@ -11,6 +11,7 @@ import yaml
 from ..detectors.base import Detector
 from ..detectors.file import load, notes_of, write
 from ..detectors.learning import StreamingDetector
+from ..detectors.settings import read_yaml
 from ..errors import SettingError
 from ..evidence.sharing import using_store
 from .folders import FOLDERS, ImageFiles, find_images
@@ -89,7 +90,7 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
         if not (name and equals) or name in found:
             raise SettingError("--set", word, "NAME=VALUE, such as percentile=[80,85], each name once")
         try:
-            found[name] = yaml.safe_load(value)
+            found[name] = read_yaml(value)
         except yaml.YAMLError:
             found[name] = value  # which the settings refuse, and say why
     return found

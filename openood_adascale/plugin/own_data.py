@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..detectors.settings import read_yaml
 from ..errors import SettingError
 from ..evaluation.benchmark import RESERVED
 from ..evaluation.folders import FOLDERS, ImageFiles, check_listed, find_images
@@ -142,11 +143,12 @@ def read(path: str | os.PathLike[str]) -> OwnData:
     name = os.path.expanduser(os.fspath(path))
     try:
         with open(name, encoding="utf-8-sig") as file:
-            content = yaml.load(file, _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise SettingError("data set", name, f"a yml that can be read ({why})") from error
-    except (yaml.YAMLError, TypeError) as error:  # a key that is a list, say
+            content = read_yaml(file, _Loader)
+    except OSError as error:
+        raise SettingError(
+            "data set", name, f"a yml that can be read ({error.strerror or error})"
+        ) from error
+    except yaml.YAMLError as error:
         raise SettingError("data set", name, f"valid YAML ({' '.join(str(error).split())})") from error
     return parse(content, name, os.path.dirname(os.path.abspath(name)))
 

@@ -12,7 +12,7 @@ import yaml
 
 from ..detectors.registry import Method
 from ..detectors.search import candidates, parse_sweep
-from ..detectors.settings import EXECUTION, Settings
+from ..detectors.settings import EXECUTION, Settings, read_yaml, section_of
 from ..errors import SettingError
 from ..evidence.plan import Plan
 from .names import packaged_yml
@@ -39,13 +39,14 @@ class Configuration:
         Raises:
             SettingError: a key, setting or sweep unknown, out of range or empty.
         """
-        for key in section:
+        for key in section_of("postprocessor", section):
             if key not in _SECTION:
                 raise SettingError(f"postprocessor: {key}", section[key], "one of " + ", ".join(_SECTION))
         aps_mode = section.get("APS_mode", False)
         if not isinstance(aps_mode, bool):
             raise SettingError("APS_mode", aps_mode, "True or False")
-        args, sweep = section.get("postprocessor_args") or {}, section.get("postprocessor_sweep")
+        args = section_of("postprocessor_args", section.get("postprocessor_args"))
+        sweep = section.get("postprocessor_sweep")
         settings_class = method.detector.settings_class
         settings = settings_class.from_mapping(
             {**args, **(overriding or {})}, "postprocessor_args", **method.defaults
@@ -100,7 +101,7 @@ def todays_section(source: YmlSource, method: Method) -> Today | None:
     Where the checkout has moved since, its folder is looked for beside the ``openood`` that is imported.
 
     Raises:
-        SettingError: a yml without that section.
+        SettingError: a yml that cannot be read, or without that section.
     """
     import openood
 
@@ -113,7 +114,12 @@ def todays_section(source: YmlSource, method: Method) -> Today | None:
     path = users if users.is_file() else packaged_yml(source.name)
     if path is None:
         return Today(default_section(method), "defaults")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingError(
+            "postprocessor", str(path), f"a yml that can be read ({' '.join(str(error).split())})"
+        ) from error
     section = content.get("postprocessor") if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise SettingError(str(path), content, "a yml with a section 'postprocessor'")
