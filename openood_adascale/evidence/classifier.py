@@ -6,8 +6,6 @@ import inspect
 import math
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,9 +50,7 @@ class Classifier:
             self._layer, self._call, logits, activation = self._find_head(images.clone())
             self._returns_feature = self._try_return_feature(images.clone(), logits, activation)
             draws = global_random_state() != before
-            again, alone = (
-                logits_of(self.network, self.network(some.clone())) for some in (images, images[:1])
-            )
+            again, alone = (logits_of(self.network, self._run(some.clone())) for some in (images, images[:1]))
             together = batch_dependent(self.network)
         self.stochastic = draws or not _same_numbers(again, logits)
         """Whether the network says something else of an image each time."""
@@ -90,8 +86,7 @@ class Classifier:
         layers = [module for module in self.network.modules() if _is_linear(module)]
         handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
         try:
-            with _compiled_whole(self.network):
-                logits = logits_of(self.network, self.network(images))
+            logits = logits_of(self.network, self._run(images))
         finally:
             for handle in handles:
                 handle.remove()
@@ -208,6 +203,24 @@ class Classifier:
         """The head's weight and bias as they are now, detached, in the statistics' precision at least float32."""
         return head_of(self._layer)
 
+    def _run(self, images: Tensor, **keywords: Any) -> Any:
+        """What the network returns; where it raises an error, that is told with what it was given."""
+        try:
+            return self.network(images, **keywords)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            name = type(self.network).__name__
+            if type(error).__module__.startswith("torch._dynamo"):
+                raise RuntimeError(
+                    f"network: {name} is compiled with fullgraph=True, which leaves no place to read the activation at; "
+                    "compile it without fullgraph, or give the network that was compiled (its _orig_mod)"
+                ) from error
+            raise RuntimeError(
+                f"network: {name} fails on images of shape {tuple(images.shape)}, {images.dtype}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
     def __call__(self, images: Tensor) -> Output:
         """Logits and activation of (B, ...) images; the caller sets mode and gradients (see :func:`frozen`)."""
         seen: list[tuple[Any, Any]] = []
@@ -220,11 +233,10 @@ class Classifier:
         handle = self._layer.register_forward_hook(note, with_kwargs=True)
         try:
             feature = None
-            with _compiled_whole(self.network):
-                if self._returns_feature:
-                    logits, feature = self.network(images, return_feature=True)
-                else:
-                    logits = logits_of(self.network, self.network(images))
+            if self._returns_feature:
+                logits, feature = self._run(images, return_feature=True)
+            else:
+                logits = logits_of(self.network, self._run(images))
         finally:
             handle.remove()
         if len(seen) <= self._call:
@@ -253,20 +265,6 @@ def _norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.linalg.vector_norm(
         rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1, dtype=dtype
     )
-
-
-@contextmanager
-def _compiled_whole(network: nn.Module) -> Iterator[None]:
-    """Says what to do where the hook on the head cannot be part of a graph that is to be one whole."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith("torch._dynamo"):
-            raise
-        raise RuntimeError(
-            f"network: {type(network).__name__} is compiled with fullgraph=True, which leaves no place to read the "
-            "activation at; compile it without fullgraph, or give the network that was compiled (its _orig_mod)"
-        ) from error
 
 
 def _given(inputs: tuple[Any, ...], rest: tuple[Any, ...]) -> tuple[Any, Any]:

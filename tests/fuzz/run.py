@@ -24,12 +24,12 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
     sys.dont_write_bytecode = True
 
-from fuzz import settings_cases
+from fuzz import score_cases, settings_cases
 from fuzz.watch import run_case
 from tqdm.auto import tqdm
 
 Case = Callable[[random.Random, Path], str]
-KINDS: dict[str, Case] = {"settings": settings_cases.case}
+KINDS: dict[str, Case] = {"settings": settings_cases.case, "scores": score_cases.case}
 """By name: takes random numbers and a folder that it may write to, and gives in a word what it came to."""
 SHOWN = 10
 """Findings of a run that are told in full."""

@@ -18,6 +18,7 @@ import openood_adascale
 from openood_adascale import errors
 
 PACKAGE = str(Path(openood_adascale.__file__).parent)
+FUZZ = str(Path(__file__).parent)
 SECONDS = 20
 """A case that takes longer hangs."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -143,8 +144,10 @@ def not_ours(error: BaseException) -> str:
 
 
 def _told(error: BaseException) -> str:
-    lines = traceback.format_exception(error, limit=-8)
-    return "".join(lines)[-3000:]
+    frames = traceback.extract_tb(error.__traceback__)
+    near = [f for f in frames if f.filename.startswith((PACKAGE, FUZZ)) and f.filename != __file__]
+    shown = [f"  {f.filename}:{f.lineno} {f.line}" for f in (*near[-6:], *frames[-1:])]
+    return "\n".join(dict.fromkeys(shown))
 
 
 def require(right: Any, what: str) -> None:
