@@ -89,8 +89,7 @@ def choices(options: argparse.Namespace) -> dict[str, Any]:
     """The options, those of ``--config`` beneath those of the command line.
 
     Raises:
-        SettingError: one is unknown, missing or no ``NAME=DIR``.
-        OSError: the yml cannot be read.
+        SettingError: one is unknown, missing or no ``NAME=DIR``, or the yml cannot be read.
     """
     import yaml
 
@@ -103,8 +102,8 @@ def choices(options: argparse.Namespace) -> dict[str, Any]:
     if options.config is not None:
         try:
             found = read_yaml(Path(options.config).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SettingError("--config", options.config, f"a yml ({error})") from error
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise SettingError("--config", options.config, f"a yml that can be read ({error})") from error
         if not isinstance(found, dict):
             raise SettingError("--config", options.config, "a yml of options by their names")
         for key, value in found.items():

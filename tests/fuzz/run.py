@@ -24,12 +24,16 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
     sys.dont_write_bytecode = True
 
-from fuzz import score_cases, settings_cases
+from fuzz import file_cases, files, score_cases, settings_cases
 from fuzz.watch import run_case
 from tqdm.auto import tqdm
 
 Case = Callable[[random.Random, Path], str]
-KINDS: dict[str, Case] = {"settings": settings_cases.case, "scores": score_cases.case}
+KINDS: dict[str, Case] = {
+    "settings": settings_cases.case,
+    "scores": score_cases.case,
+    "damaged": file_cases.case,
+}
 """By name: takes random numbers and a folder that it may write to, and gives in a word what it came to."""
 SHOWN = 10
 """Findings of a run that are told in full."""
@@ -51,6 +55,8 @@ def fuzz(
 ) -> dict[str, Tally]:
     """Run cases, each kind as long as the others, until the time is up or each has had its number."""
     tallies = {kind: Tally() for kind in kinds}
+    if "damaged" in kinds:
+        files.prepare()
     end = None if seconds is None else time.monotonic() + seconds
     with _in_a_folder() as folder, tqdm(desc="Cases", unit="case", disable=None) as bar:
         while True:

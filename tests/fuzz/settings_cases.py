@@ -81,7 +81,7 @@ def _held(make: Callable[[], Settings], cls: type[Settings], drawn: Mapping[str,
     require(not wrong and not clash, f"{wrong or 'percentile'} taken: {_shown(_given(drawn))} gave {found!r}")
     for name, value in wanted.items():
         _same(getattr(found, name), value, name)
-    _usable(found)
+    usable(found)
     return "settings"
 
 
@@ -124,7 +124,7 @@ def _same(found: Any, wanted: Any, name: str) -> None:
     require(found == wanted, f"{name}: {found!r} for {wanted!r}")
 
 
-def _usable(found: Settings) -> None:
+def usable(found: Settings) -> None:
     """What every settings object can do."""
     chosen = found.as_dict()
     for text, read in ((json.dumps(chosen), json.loads), (yaml.safe_dump(chosen), yaml.safe_load)):
@@ -183,7 +183,7 @@ def _swept(rng: random.Random, method: Method) -> str:
     for name in (key.removesuffix("_list") for key in given):
         left, which = divmod(left, len(wanted[name]))
         _same(getattr(found[place], name), wanted[name][which], name)
-    _usable(found[place])
+    usable(found[place])
     return "sweep"
 
 
@@ -222,5 +222,5 @@ def _section(rng: random.Random, method: Method) -> str:
         return "SettingError"
     require(Configuration.parse(method, found.as_section()) == found, f"{_shown(section)} does not come back")
     require(len(found.tried()) >= 1 and found.plan(), "no candidate")
-    _usable(found.settings)
+    usable(found.settings)
     return "section"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -23,7 +24,8 @@ SECONDS = 20
 """A case that takes longer hangs."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen", "socket.connect")
-_CHANGES = {"os.mkdir": 1, "os.remove": 1, "os.rmdir": 1, "os.rename": 2, "os.link": 2, "os.symlink": 2, "os.chmod": 1}
+_CHANGES = {"os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.rename": 1, "os.link": 1, "os.symlink": 1, "os.chmod": 0}
+"""Events, and which of their arguments is the path that is made or changed."""
 
 
 class Hangs(BaseException):
@@ -54,14 +56,13 @@ class Watcher:
         elif event in _STARTS:
             self.seen.append(event)
         elif event in _CHANGES:
-            for path in arguments[: _CHANGES[event]]:
-                self._note(event, path)
+            self._note(event, arguments[_CHANGES[event]])
 
     def _note(self, event: str, path: Any) -> None:
         if isinstance(path, int):
             return
         whole = os.path.abspath(os.fsdecode(path))
-        if whole != os.devnull and not whole.startswith(f"{self._allowed}{os.sep}"):
+        if whole not in (os.devnull, self._allowed) and not whole.startswith(f"{self._allowed}{os.sep}"):
             self.seen.append(f"{event} {whole}")
 
     @contextmanager
@@ -105,11 +106,13 @@ def alarm(seconds: float) -> Iterator[None]:
 
 
 def run_case(case: Callable[[Path], str], folder: Path) -> tuple[str, str]:
-    """Run a case, which may write to ``folder`` alone.
+    """Run a case, which may write to ``folder`` alone, and finds it empty.
 
     Returns:
         What it came to, in a word, and the finding, if it is one.
     """
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     eye = watcher()
     came_to, finding = "", ""
     with warnings.catch_warnings():

@@ -1,0 +1,279 @@
+"""Damaged files: a reader gives what the right file gives, or another right thing, or one clear error."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fuzz import damage, files
+from fuzz.settings_cases import usable
+from fuzz.watch import require
+
+from openood_adascale import cli
+from openood_adascale.cli import evaluate as evaluate_command
+from openood_adascale.detectors import file as detector_file
+from openood_adascale.detectors.adascale import AdaSCALE
+from openood_adascale.evaluation.folders import check_listed, find_images
+from openood_adascale.evaluation.images import read_image
+from openood_adascale.evaluation.own_images import evaluate_folders
+from openood_adascale.evaluation.per_image import class_names_in
+from openood_adascale.evaluation.weights import fill, read_state_dict
+from openood_adascale.evidence.disk import open_store
+from openood_adascale.evidence.sharing import using_store
+from openood_adascale.plugin import own_data
+from openood_adascale.plugin.names import postprocessor_methods
+from openood_adascale.plugin.yml import Configuration, YmlSource, todays_section
+from openood_adascale.reporting import gather, image_table
+from openood_adascale.reporting.scores import Scores, read_npz, read_pickle
+from openood_adascale.reporting.searches import Search, read_pickled_search, read_search
+from openood_adascale.reporting.tables import ResultTable, read_table
+
+RUN = "imagenet_resnet50_tvsv1_base_default"
+
+
+def case(rng: random.Random, folder: Path) -> str:
+    """A file of some kind, damaged, and read."""
+    reader = rng.choice(READERS)
+    reader(rng, folder)
+    return f"{reader.__name__.strip('_')} read"
+
+
+# Reports
+
+
+def _table(rng: random.Random, folder: Path) -> None:
+    name, content = rng.choice(list(files.tables().items()))
+    damage.put(rng, folder / name, content)
+    _right_table(read_table(folder / name))
+
+
+def _right_table(table: ResultTable) -> None:
+    require(len(table.near) + len(table.far) > 0, "a table without sets")
+    for values in (table.mean.to_numpy(), table.std.to_numpy()):
+        require(((values >= 0) & (values <= 100) | np.isnan(values)).all(), f"{values} are no percentages")
+    known = table.mean.loc[[*table.near, *table.far], ["FPR@95", "AUROC"]].notna()
+    require(known.all(axis=None), "unknown FPR@95 or AUROC")
+
+
+def _search(rng: random.Random, folder: Path) -> None:
+    damage.put(rng, folder / "search_a.csv", files.search())
+    _right_search(read_search(folder / "search_a.csv"))
+
+
+def _right_search(search: Search) -> None:
+    require(search.candidates["auroc"].between(0, 100).all(), "no AUROC")
+    require(isinstance(search.searched(), list), "settings")
+    found = search.percentile_map()
+    require(found is None or isinstance(found, pd.DataFrame), "a map")
+
+
+def _images(rng: random.Random, folder: Path) -> None:
+    damage.put(rng, folder / "images.csv", files.image_table())
+    for scores in image_table.read(folder / "images.csv").values():
+        _right_scores(scores)
+
+
+def _right_scores(scores: Scores) -> None:
+    for name, conf in (("id", scores.id), *scores.near.items(), *scores.far.items()):
+        require(conf.dtype == np.float64 and conf.ndim == 1 and np.isfinite(conf).all(), f"{name}: {conf}")
+        require(len(conf) > 0 or name != "id", "no images")
+        known = scores.images.get(name)
+        require(known is None or len(known) == len(conf) == len(known.predictions), f"{name}: as many images as scores")
+    require(scores.accuracy is None or 0 <= scores.accuracy <= 100, f"accuracy {scores.accuracy}")
+
+
+def _scores(rng: random.Random, folder: Path) -> None:
+    place = folder / RUN / "scores" / "msp.pkl"
+    damage.put(rng, place, files.scores(rng.choice(files.PROTOCOLS)))
+    for scores in read_pickle(place).values():
+        _right_scores(scores)
+
+
+def _npz(rng: random.Random, folder: Path) -> None:
+    (folder / "tin.npz").write_bytes(files.npz(ood=True))
+    damage.put(rng, folder / "id.npz", files.npz())
+    found = read_npz(folder, ("id",))
+    if found is not None:
+        _right_scores(found)
+
+
+def _postprocessor(rng: random.Random, folder: Path) -> None:
+    damage.put(rng, folder / "adascale.pkl", files.postprocessor())
+    found = read_pickled_search(folder / "adascale.pkl")
+    if found is not None:
+        _right_search(found)
+
+
+def _run(rng: random.Random, folder: Path) -> None:
+    """A whole folder of a run, one of whose files is damaged: the others are shown."""
+    run = folder / RUN
+    contents = {
+        "ood/msp.csv": files.tables()["one.csv"], "search_a.csv": files.search(), "images.csv": files.image_table(),
+        "s0/scores/msp.pkl": files.scores(4), "s0/postprocessors/adascale.pkl": files.postprocessor(),
+        "s1/ood.csv": files.tables()["ood.csv"], "s1/scores/id.npz": files.npz(), "s1/scores/tin.npz": files.npz(ood=True),
+    }  # fmt: skip
+    chosen = rng.choice(list(contents))
+    for name, content in contents.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        if name != chosen:
+            (run / name).write_bytes(content)
+    damage.put(rng, run / chosen, contents[chosen], pipe=True)
+    found = gather.collect(run)
+    require(sum(map(len, found.methods.values())) >= 2, f"of seven files one is damaged, {chosen}: {found.notes}")
+    for methods in found.methods.values():
+        for method in methods:
+            _right_table(method.table)
+
+
+# ymls
+
+
+def _postprocessor_yml(rng: random.Random, folder: Path) -> None:
+    name, content = rng.choice(list(files.ymls().items()))
+    damage.put(rng, folder / "postprocessors" / f"{name}.yml", content)
+    method = postprocessor_methods()[name]
+    with _openood():
+        today = todays_section(YmlSource(str(folder), name, "cifar10"), method)
+    require(today is not None, "no section")
+    if today is not None:
+        found = Configuration.parse(method, today.section)
+        require(Configuration.parse(method, found.as_section()) == found, "another section than was read")
+        usable(found.settings)
+
+
+@contextmanager
+def _openood() -> Iterator[None]:
+    """Stands for OpenOOD, whose place alone is asked for."""
+    before = sys.modules.get("openood")
+    sys.modules["openood"] = types.ModuleType("openood")
+    sys.modules["openood"].__file__ = None
+    try:
+        yield
+    finally:
+        del sys.modules["openood"]
+        if before is not None:
+            sys.modules["openood"] = before
+
+
+def _own_yml(rng: random.Random, folder: Path) -> None:
+    files.lay_out(folder)
+    (folder / "mine.yml").unlink()
+    damage.put(rng, folder / "mine.yml", files.OWN)
+    found = own_data.read(folder / "mine.yml")
+    require(found.classes.count >= 2 and found.near and found.far and "test" in found.known, "too little")
+    found.look()
+
+
+def _own_list(rng: random.Random, folder: Path) -> None:
+    files.lay_out(folder)
+    name = rng.choice(["known.txt", "list.csv"])
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    damage.put(rng, folder / name, content)
+    own_data.read(folder / "mine.yml").look()
+
+
+def _config(rng: random.Random, folder: Path) -> None:
+    files.lay_out(folder)
+    damage.put(rng, folder / "evaluate.yml", files.CONFIG)
+    options = cli._parse(["evaluate", "--config", str(folder / "evaluate.yml"), "--out", str(folder / "out")])
+    with _inside(folder):
+        chosen = evaluate_command.choices(options)
+        evaluate_command._check_report(chosen)
+        if chosen["workers"] in (None, 2):
+            chosen["workers"] = 0  # no processes here
+        found = evaluate_folders({**chosen, "quiet": True, "store": False}, lambda line: None, {})
+    require(found.results, "no result")
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+# Images, and lists of them
+
+
+def _list(rng: random.Random, folder: Path) -> None:
+    files.lay_out(folder)
+    content = rng.choice([(".txt", files.LIST), (".csv", files.CSV)])
+    place = folder / "known" / f"damaged{content[0]}"
+    damage.put(rng, place, content[1])
+    if rng.random() < 0.3:
+        found = find_images(folder / "unknown", place)
+    else:
+        found = find_images(place, None, folder if content[0] == ".csv" else None)
+    check_listed(found)
+    require(len(found.paths) == len(found.labels) > 0, "no images")
+    require(all(isinstance(label, int) and -(2**63) <= label < 2**63 for label in found.labels), f"labels {found.labels}")
+
+
+def _class_names(rng: random.Random, folder: Path) -> None:
+    damage.put(rng, folder / "classes.txt", files.CLASSES)
+    require(all(class_names_in(folder / "classes.txt")), "a class without a name")
+
+
+def _picture(rng: random.Random, folder: Path) -> None:
+    name, content = rng.choice(list(files.pictures().items()))
+    damage.put(rng, folder / name, content, pipe=True)
+    image = read_image(str(folder / name))
+    require(image.mode == "RGB" and min(image.size) > 0 and len(image.tobytes()) == 3 * math.prod(image.size), "no picture")
+
+
+# Networks
+
+
+def _detector(rng: random.Random, folder: Path) -> None:
+    detector, content = rng.choice(list(files.detectors().values()))
+    damage.put(rng, folder / "d", content, pipe=True)
+    load: Callable[..., Any] = rng.choice([type(detector).load, detector_file.load, AdaSCALE.load])
+    found = load(folder / "d", files.network())
+    require(type(found) is type(detector) and found.settings == detector.settings, "another detector")
+    require(torch.equal(found.score(files.images()), detector.score(files.images())), "it scores otherwise")
+    require(np.array_equal(found.validation_scores, detector.validation_scores), "other validation scores")
+    require(isinstance(detector_file.notes_of(folder / "d"), dict), "notes")
+
+
+def _store(rng: random.Random, folder: Path) -> None:
+    contents = files.store()
+    chosen = rng.choice(list(contents))
+    for name, content in contents.items():
+        (folder / "store" / name).parent.mkdir(parents=True, exist_ok=True)
+        if name != chosen:
+            (folder / "store" / name).write_bytes(content)
+    damage.put(rng, folder / "store" / chosen, contents[chosen], pipe=True)
+    for entry in open_store(folder / "store"):
+        require(entry.size >= 0 and isinstance(entry.parts(), dict) and (entry.about is None or entry.about["D"]), "entry")
+    with using_store(folder / "store"):
+        found = AdaSCALE(files.network()).fit(files.loader(), progress=False)
+        scores = found.predict_loader(files.loader(), progress=False)[1]
+    require(np.array_equal(scores, files.stored_scores()), f"{chosen}: other scores {scores}")
+
+
+def _weights(rng: random.Random, folder: Path) -> None:
+    name, content = rng.choice(list(files.weights().items()))
+    damage.put(rng, folder / name, content)
+    network = files.Small()
+    fill(network, read_state_dict(folder / name), str(folder / name), "Small")
+
+
+READERS = (
+    _table, _search, _images, _scores, _npz, _postprocessor, _run, _postprocessor_yml, _own_yml, _own_list, _config, _list,
+    _class_names, _picture, _picture, _detector, _store, _weights,
+)  # fmt: skip
