@@ -8,7 +8,7 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import yaml
@@ -121,7 +121,7 @@ def unscramble(value: Any) -> Any:
     return value
 
 
-def read_yaml(text: str | IO[str], loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+def read_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
     """What YAML stands for.
 
     Raises:

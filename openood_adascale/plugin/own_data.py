@@ -143,11 +143,10 @@ def read(path: str | os.PathLike[str]) -> OwnData:
     name = os.path.expanduser(os.fspath(path))
     try:
         with open(name, encoding="utf-8-sig") as file:
-            content = read_yaml(file, _Loader)
-    except OSError as error:
-        raise SettingError(
-            "data set", name, f"a yml that can be read ({error.strerror or error})"
-        ) from error
+            content = read_yaml(file.read(), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise SettingError("data set", name, f"a yml that can be read ({why})") from error
     except yaml.YAMLError as error:
         raise SettingError("data set", name, f"valid YAML ({' '.join(str(error).split())})") from error
     return parse(content, name, os.path.dirname(os.path.abspath(name)))

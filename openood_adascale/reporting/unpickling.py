@@ -6,12 +6,14 @@ stands for code of this module that rebuilds plain numbers. All else is an error
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from math import prod
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -70,6 +72,20 @@ def _numbers(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str = "C
     return np.frombuffer(data, dtype.value).reshape(shape, order="F" if order == "F" else "C")
 
 
+def _check_memo(file: IO[bytes]) -> None:
+    """See to it that a pickle numbers what it remembers as pickle does, one after the other: for a large number, Python
+    itself would fill as much memory. The file's place stays."""
+    start, too_large = file.tell(), None
+    with contextlib.suppress(Exception):  # a damaged one: whoever loads it is told
+        for count, (step, number, _) in enumerate(pickletools.genops(file)):
+            if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(number, int) and number > count:
+                too_large = number
+                break
+    file.seek(start)
+    if too_large is not None:
+        raise pickle.UnpicklingError(f"it is damaged: it keeps a value at place {too_large}")
+
+
 class NumbersUnpickler(pickle.Unpickler):
     """Knows the names in OpenOOD's score files; any other name is an error, before anything is imported.
 
@@ -87,6 +103,15 @@ class NumbersUnpickler(pickle.Unpickler):
         ("torch._utils", "_rebuild_tensor_v2"): "_tensor",
         ("torch.storage", "_load_from_bytes"): "_storage",
     }
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self._file = file
+
+    def load(self) -> Any:
+        """What the pickle at the file's place says."""
+        _check_memo(self._file)
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._KNOWN:

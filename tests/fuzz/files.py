@@ -107,7 +107,7 @@ def search() -> bytes:
 
 def image_table() -> bytes:
     """What ``evaluate`` says of each image."""
-    lines = ["set,side,path,label,prediction,class,score_AdaSCALE-A,percentile_AdaSCALE-A,score_msp,prediction_msp"]
+    lines = ["set,side,path,label,prediction,class,score_adascale,percentile_adascale,score_ebo,prediction_ebo"]
     for name, side in (("id", "id"), ("wolves", "near"), ("textures", "far")):
         for row in range(4):
             known = f"{row % 3},{(row + row // 3) % 3},cat" if side == "id" else f",{row % 3},dog"
