@@ -12,6 +12,16 @@ from .options import add_network, add_pictures, add_precision, add_reading, pict
 from .output import complain
 
 
+_NUMBER, _SWITCH = (int, "a whole number"), (bool, "true or false")
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(("near", "far"), ((dict, list), "a section of NAME: DIR, or a list of NAME=DIR")),
+    **dict.fromkeys(("methods", "pair"), ((str, list), "a text, or a list of them")),
+    **dict.fromkeys(("images", "batch_size", "workers"), _NUMBER),
+    **dict.fromkeys(("search", "skip_broken", "quiet"), _SWITCH),
+}
+"""What a yml can have of the options that are no texts, and how that is told."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     parser.description = (
@@ -111,6 +121,9 @@ def choices(options: argparse.Namespace) -> dict[str, Any]:
             if name not in known:
                 allowed = ", ".join(sorted(known))
                 raise SettingError(f"{options.config}: {key}", value, f"no such option; known are {allowed}")
+            kinds, told = _KINDS.get(name, (str, "a text (in quotes, if a number)"))
+            if value is not None and not isinstance(value, kinds):
+                raise SettingError(f"{options.config}: {key}", value, told)
             chosen[name] = value
     chosen.update({name: value for name, value in known.items() if value is not None})
     for name in ("near", "far"):

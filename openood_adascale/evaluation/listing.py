@@ -138,32 +138,35 @@ def from_list(name: str, base: str) -> Listed:
     Args:
         name: of the list.
         base: the folder that its paths begin at.
+
+    Raises:
+        SettingError: it cannot be read, or a label is too large.
     """
     listed = Listed([], [])
-    for line in _lines(name):
+    for number, line in enumerate(_lines(name), 1):
         text = line.strip()
         if not text:
             continue
         path, label = _path_and_label(text)
         listed.paths.append(os.path.join(base, path))
-        listed.labels.append(label)
+        listed.labels.append(_label(name, number, label))
     return listed
 
 
-def _path_and_label(text: str) -> tuple[str, int]:
+def _path_and_label(text: str) -> tuple[str, str]:
     whole = re.fullmatch(r"(.*\S)\s+([+-]?\d+)", text)  # OpenOOD's paths have no spaces, others' may
     if whole:
-        return whole[1], int(whole[2])
+        return whole[1], whole[2]
     path, _, extra = text.partition(" {")
     if extra:
         try:
             found = ast.literal_eval("{" + extra)
-        except (ValueError, SyntaxError):
-            return text, -1
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as Python has it
+            return text, ""
         if isinstance(found, Mapping):
-            label = found.get("label", -1)
-            return path.strip(), label if type(label) is int else -1
-    return text, -1
+            label = found.get("label")
+            return path.strip(), repr(label) if type(label) is int else ""
+    return text, ""
 
 
 def from_csv(name: str, base: str, setting: str = "images") -> Listed:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -78,8 +79,8 @@ class DiskEntry(Entry):
     @property
     def about(self) -> dict[str, Any] | None:
         try:
-            found = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = json.loads(_text_of(self.folder / "about.json"))
+        except (OSError, ValueError, RecursionError):
             return None
         known = isinstance(found, dict) and isinstance(found.get("head"), str)
         return found if known and all(type(found.get(name)) is int for name in ("D", "N")) else None
@@ -92,6 +93,8 @@ class DiskEntry(Entry):
         try:
             state = os.stat(path)
         except OSError:
+            return False
+        if not stat.S_ISREG(state.st_mode):  # a pipe would be waited for
             return False
         return _whole(str(path), self._place(part, number), state.st_size, state.st_mtime_ns, rows)
 
@@ -202,14 +205,20 @@ def _open(folder: Path, make: bool) -> None:
         else:
             _write(marker, json.dumps({"format": FORMAT}).encode())
     try:
-        found = json.loads(marker.read_text(encoding="utf-8"))["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = json.loads(_text_of(marker))["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"store: {marker} cannot be read ({error}); {allowed}") from error
     if found != FORMAT:
         raise StoreError(
             f"store: {folder} has the format {found!r}, of another version of this package; this one reads and writes "
             f"{FORMAT}. It is left as it is: take another folder"
         )
+
+
+def _text_of(path: Path) -> str:
+    if not path.is_file():  # a pipe would be waited for
+        raise OSError(f"{path} is no file")
+    return path.read_text(encoding="utf-8")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import datetime
+import math
 import os
+import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
 
 TEXTS = (
     b"", b"\0", b"\n", b"\r", b'"', b"'", b",", b",,", b": ", b"- ", b"[", b"]", b"{", b"}", b"#", b"&a ", b"*a", b"!!int a",
@@ -21,8 +30,14 @@ TEXTS = (
 )  # fmt: skip
 
 
-def damaged(rng: random.Random, content: bytes) -> bytes:
-    """Other content, by one way or some of them."""
+def damaged(rng: random.Random, content: bytes, form: str = "") -> bytes:
+    """Other content, by one way or some of them.
+
+    Args:
+        form: of what can be damaged in what it says, too: ``yml`` or ``pickle``.
+    """
+    if form and rng.random() < 0.6:
+        return _said_otherwise(rng, content, form)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         content = rng.choice(WAYS)(rng, content)
     return content
@@ -88,19 +103,69 @@ def _part(rng: random.Random, content: bytes) -> tuple[int, int]:
     return start, min(len(content), start + rng.choice([1, 4, rng.randint(0, 60), rng.randint(0, len(content))]))
 
 
-WAYS = (_flipped, _flipped, _cut, _doubled, _spliced, _inserted, _inserted, _lines, _words, _words, _emptied)
+WAYS = (
+    _flipped, _flipped, _flipped, _cut, _doubled, _spliced, _inserted, _inserted, _lines, _lines, _words, _words, _words,
+    _words, _words, _emptied,
+)  # fmt: skip
+JUNK = (
+    None, True, False, 0, 1, -1, 3, 1.5, math.nan, math.inf, 10**30, 2**63, 10**5000, "", " ", "x", "a" * 5000, "\ud800", "\0",
+    "folders", "known", "unknown", "list.csv", "..", [], {}, [1], ["x"], [[]], {"a": 1}, {"images": "known"}, {1: 2},
+    datetime.date(2001, 1, 1), b"x", "5", "80", [80, 85], [85, 80], ["a", "a"], "nan", [None],
+)  # fmt: skip
+ARRAYS = (
+    np.arange(3), np.arange(200), np.array(1.0), np.zeros((2, 2)), np.array([]), np.full(200, np.nan), np.full(200, np.inf),
+    np.array(["a"]), np.arange(200) > 5, torch.arange(3), torch.ones(200), torch.ones(2, 2), np.float64(3), (1, 2), {1, 2},
+)  # fmt: skip
 
 
-def put(rng: random.Random, path: Path, content: bytes, pipe: bool = False) -> None:
+def _said_otherwise(rng: random.Random, content: bytes, form: str) -> bytes:
+    """The same as data, some of which is exchanged, taken away, put elsewhere or junk."""
+    value: Any = yaml.safe_load(content) if form == "yml" else pickle.loads(content)
+    for _ in range(rng.choice([1, 1, 2])):
+        places = list(_places(value))
+        if not places:
+            break
+        container, key = rng.choice(places)
+        other, place = rng.choice(places)
+        junk = rng.choice(JUNK if form == "yml" or rng.random() < 0.5 else ARRAYS)
+        way = rng.choice(["junk", "junk", "junk", "taken", "doubled", "exchanged", "named"])
+        if way == "junk":
+            container[key] = junk
+        elif way == "taken":
+            del container[key]
+        elif way == "doubled":
+            container[key] = [container[key]] * 2
+        elif way == "exchanged":
+            container[key] = copy.deepcopy(other[place])
+        elif isinstance(container, dict):
+            container[rng.choice([one for one in JUNK if isinstance(one, str | int | float | None)])] = container[key]
+    if form == "pickle":
+        return pickle.dumps(value, rng.choice([2, 4, 5]))
+    try:
+        return yaml.safe_dump(value).encode("utf-8", "surrogatepass")
+    except (yaml.YAMLError, ValueError):  # what no yml can say
+        return content
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Everything in dicts and lists, by what it is in."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])
+
+
+def put(rng: random.Random, path: Path, content: bytes, form: str = "", pipe: bool = False) -> None:
     """Damaged content in the place of a file; or something that is no file.
 
     Args:
+        form: see :func:`damaged`.
         pipe: whether that can be a pipe, for which nobody is to wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draw = rng.random()
     if draw < 0.95 or os.name != "posix":
-        path.write_bytes(damaged(rng, content))
+        path.write_bytes(damaged(rng, content, form))
     elif draw < 0.96:
         path.mkdir()
     elif draw < 0.97:

@@ -95,7 +95,7 @@ def _right_scores(scores: Scores) -> None:
 
 def _scores(rng: random.Random, folder: Path) -> None:
     place = folder / RUN / "scores" / "msp.pkl"
-    damage.put(rng, place, files.scores(rng.choice(files.PROTOCOLS)))
+    damage.put(rng, place, files.scores(rng.choice(files.PROTOCOLS)), "pickle")
     for scores in read_pickle(place).values():
         _right_scores(scores)
 
@@ -141,7 +141,7 @@ def _run(rng: random.Random, folder: Path) -> None:
 
 def _postprocessor_yml(rng: random.Random, folder: Path) -> None:
     name, content = rng.choice(list(files.ymls().items()))
-    damage.put(rng, folder / "postprocessors" / f"{name}.yml", content)
+    damage.put(rng, folder / "postprocessors" / f"{name}.yml", content, "yml")
     method = postprocessor_methods()[name]
     with _openood():
         today = todays_section(YmlSource(str(folder), name, "cifar10"), method)
@@ -169,7 +169,7 @@ def _openood() -> Iterator[None]:
 def _own_yml(rng: random.Random, folder: Path) -> None:
     files.lay_out(folder)
     (folder / "mine.yml").unlink()
-    damage.put(rng, folder / "mine.yml", files.OWN)
+    damage.put(rng, folder / "mine.yml", files.OWN, "yml")
     found = own_data.read(folder / "mine.yml")
     require(found.classes.count >= 2 and found.near and found.far and "test" in found.known, "too little")
     found.look()
@@ -186,7 +186,7 @@ def _own_list(rng: random.Random, folder: Path) -> None:
 
 def _config(rng: random.Random, folder: Path) -> None:
     files.lay_out(folder)
-    damage.put(rng, folder / "evaluate.yml", files.CONFIG)
+    damage.put(rng, folder / "evaluate.yml", files.CONFIG, "yml")
     options = cli._parse(["evaluate", "--config", str(folder / "evaluate.yml"), "--out", str(folder / "out")])
     with _inside(folder):
         chosen = evaluate_command.choices(options)
