@@ -201,3 +201,21 @@ def test_no_ood_images_at_all(folders):
     done = call(*given, check=False)
     assert done.returncode == 2
     assert "--near, --far: None is not allowed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"id: 5", "id: 5 is not allowed; expected a text"), (b"id: [a]", "id: ['a'] is not allowed; expected a text"),
+        (b"near: 5", "near: 5 is not allowed; expected a section of NAME: DIR"), (b"methods: 5", "methods: 5 is not"),
+        (b"search: maybe", "search: 'maybe' is not allowed; expected true or false"), (b"workers: a", "workers: 'a' is not"),
+        (b"id: 2001-99-99", "a yml that can be read (ValueError: month"), (b"\xff", "a yml that can be read ('utf-8'"),
+        (b"weights:", "--near, --far: None"), (None, "a yml that can be read ([Errno"),
+    ],
+)  # fmt: skip
+def test_a_yml_that_cannot_be_used(tmp_path, text, told):
+    if text is not None:
+        (tmp_path / "a.yml").write_bytes(text)
+    done = call("evaluate", "--config", tmp_path / "a.yml", "--out", tmp_path / "out", check=False)
+    assert done.returncode == 2
+    assert told in done.stderr

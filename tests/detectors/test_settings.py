@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import yaml
 
 from openood_adascale.detectors.adascale import AdaSCALESettings
 from openood_adascale.detectors.search import candidates, parse_sweep
@@ -82,3 +83,65 @@ def test_seeds_are_kept_to_the_last_digit():
     with pytest.raises(SettingError, match="lmbda"):
         AdaSCALESettings(lmbda=10**400)
     assert AdaSCALESettings(num_samples=5e3).num_samples == 5000
+
+
+def laughs():
+    """What shows as a billion words; a few lines of YAML say it."""
+    found = ["ha"] * 10
+    for _ in range(12):
+        found = [found] * 10
+    return found
+
+
+@pytest.mark.parametrize(
+    "value",
+    [laughs(), 10**5000, [10**5000], ["x"] * 10**5, "x" * 10**5, np.array(["auto", "loader"]), np.zeros(10**6), {"a": laughs()}],
+    ids=range(8),
+)  # fmt: skip
+def test_any_value_is_refused_in_a_few_words(value):
+    for name in AdaSCALESettings.names():
+        with pytest.raises(SettingError, match=f"^{name}: ") as error:
+            AdaSCALESettings(**{name: value})
+        assert len(str(error.value)) < 1200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[2001-99-99]",
+        "[!!int a]",
+        "[!!bool a]",
+        "[!!timestamp a]",
+        "[0x_]",
+        "[" * 3000,
+        "[{[1]: 2}]",
+        "[*a]",
+        "[&a *a]",
+    ],
+)
+def test_text_that_is_no_yaml_is_no_pair(text):
+    for given in (text, list(text), tuple(text)):
+        with pytest.raises(SettingError, match="percentile: "):
+            AdaSCALESettings(percentile=given)
+
+
+def test_arrays_in_a_pair():
+    with pytest.raises(SettingError, match="percentile: "):
+        AdaSCALESettings(percentile=[np.array([1, 2]), 3])
+    assert AdaSCALESettings(percentile=tuple("[60, 85]")).percentile == (60, 85)
+
+
+def test_numpys_words_become_plain_ones():
+    found = AdaSCALESettings(variant=np.str_("L"), pixels=np.str_("all"), precision=np.str_("auto"))
+    assert {type(value) for value in (found.variant, found.pixels, found.precision)} == {str}
+    assert yaml.safe_load(yaml.safe_dump(found.as_dict()))["variant"] == "L"
+
+
+@pytest.mark.parametrize("section", [0, 5, "k1", ["k1"], [("k1", 5)], ()])
+def test_what_is_no_section(section):
+    with pytest.raises(SettingError, match="args: .* a section of names and values"):
+        AdaSCALESettings.from_mapping(section, "args")
+    with pytest.raises(SettingError, match="postprocessor_sweep: "):
+        parse_sweep(AdaSCALESettings, section)
+    with pytest.raises(SettingError, match="postprocessor_sweep: 5"):
+        parse_sweep(AdaSCALESettings, {5: [1]})

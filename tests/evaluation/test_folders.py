@@ -236,3 +236,14 @@ def test_openoods_lists(tmp_path):
         find_images(listing)
     with pytest.raises(SettingError, match=r"root: .*is no list"):
         find_images(tmp_path / "data", root=tmp_path)
+
+
+def test_labels_that_no_number_can_be(tmp_path):
+    picture(tmp_path / "a.png")
+    for label in ("9" * 20, "9" * 5000, "-" + "9" * 400, "{'label': 99999999999999999999}"):
+        (tmp_path / "list.txt").write_text(f"a.png 1\na.png {label}\n")
+        with pytest.raises(SettingError, match=r"labels: .*a whole number, the class .*list\.txt, line 2"):
+            find_images(tmp_path / "list.txt")
+    for more in ("{[]: 1}", "{" * 2000, "{'label': '1'}", "{'label': True}", "{1, 2}"):
+        (tmp_path / "list.txt").write_text(f"a.png 1\na.png {more}\n")
+        assert find_images(tmp_path / "list.txt").labels == [1, -1]

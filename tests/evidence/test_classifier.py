@@ -150,3 +150,13 @@ def test_rounding_is_no_mismatch(size, scale, shift, precision, dtype, seed):
         network[1].bias.add_(shift)
     images = torch.randn(9, 3, 2, 2)
     encode(Classifier(network, images.to(dtype)), images, EVERY, Execution(precision))
+
+
+def test_what_the_network_itself_fails_on_is_told(network):
+    with pytest.raises(
+        RuntimeError, match=r"^network: TinyNet fails on images of shape \(2, 5, 8, 8\), torch\.float32: "
+    ):
+        Classifier(network, torch.zeros(2, 5, 8, 8))
+    classifier = Classifier(network, torch.zeros(2, 3, 8, 8))
+    with pytest.raises(RuntimeError, match=r"shape \(1, 5, 8, 8\).*: RuntimeError: "):
+        classifier(torch.zeros(1, 5, 8, 8))

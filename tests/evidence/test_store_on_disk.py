@@ -254,3 +254,17 @@ def test_a_store_is_opened_again(tmp_path):
     assert DiskStore(tmp_path).folder == DiskStore(str(tmp_path)).folder
     with pytest.raises(StoreError, match="dtype 'int8'"):
         DiskStore(tmp_path, "int8")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("name", [MARKER, "about.json", "*.safetensors"])
+def test_a_pipe_is_not_waited_for(tmp_path, network, name):
+    _, before = scores(network, tmp_path)
+    place = next(tmp_path.rglob(name))
+    place.unlink()
+    os.mkfifo(place)
+    if name == MARKER:
+        with pytest.raises(StoreError, match="is no file"):
+            scores(network, tmp_path)
+    else:
+        np.testing.assert_array_equal(scores(network, tmp_path)[1], before)

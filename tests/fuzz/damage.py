@@ -100,7 +100,9 @@ def _emptied(rng: random.Random, content: bytes) -> bytes:
 
 def _part(rng: random.Random, content: bytes) -> tuple[int, int]:
     start = rng.randint(0, len(content))
-    return start, min(len(content), start + rng.choice([1, 4, rng.randint(0, 60), rng.randint(0, len(content))]))
+    return start, min(
+        len(content), start + rng.choice([1, 4, rng.randint(0, 60), rng.randint(0, len(content))])
+    )
 
 
 WAYS = (
@@ -138,7 +140,9 @@ def _said_otherwise(rng: random.Random, content: bytes, form: str) -> bytes:
         elif way == "exchanged":
             container[key] = copy.deepcopy(other[place])
         elif isinstance(container, dict):
-            container[rng.choice([one for one in JUNK if isinstance(one, str | int | float | None)])] = container[key]
+            container[rng.choice([one for one in JUNK if isinstance(one, str | int | float | None)])] = (
+                container[key]
+            )
     if form == "pickle":
         return pickle.dumps(value, rng.choice([2, 4, 5]))
     try:

@@ -106,7 +106,13 @@ def _bfact(row: np.ndarray, weight: np.ndarray, bias: np.ndarray, cutoff: float,
 
 
 def _optfs(
-    settings: Any, state: Any, learnt: Read, read: Read, weight: np.ndarray, bias: np.ndarray, terms: np.ndarray
+    settings: Any,
+    state: Any,
+    learnt: Read,
+    read: Read,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    terms: np.ndarray,
 ) -> Wanted:
     edges, theta = (state[name].double().numpy() for name in ("edges", "theta"))
     shaped = read.a * _constant_of(read.a, edges, theta)
@@ -129,7 +135,10 @@ def learnt_state(settings: Any, state: Any, learnt: Read, weight: np.ndarray) ->
     a = learnt.a.astype(np.float32).astype(np.float64)
     percents = np.atleast_1d(settings.percentile)
     exact = np.percentile(a, percents)
-    around = [np.sort(a, axis=None)[[int(place), min(int(place) + 1, a.size - 1)]] for place in percents / 100 * (a.size - 1)]
+    around = [
+        np.sort(a, axis=None)[[int(place), min(int(place) + 1, a.size - 1)]]
+        for place in percents / 100 * (a.size - 1)
+    ]
     near = 2**-14 * np.maximum(np.abs(around).max(), 2**-100)
     if type(settings).__name__ == "BFActSettings":
         found = float(state)
@@ -138,8 +147,12 @@ def learnt_state(settings: Any, state: Any, learnt: Read, weight: np.ndarray) ->
     if max(abs(edges[[0, -1]] - exact)) > near:
         return f"the edges go from {edges[0]} to {edges[-1]}, and the percentiles are {exact}"
     place = np.searchsorted(edges, a, side="right")
-    importance = np.bincount(place.ravel(), (weight[learnt.predicted] * learnt.a).ravel(), len(edges) + 1)[1:-1]
-    size = np.bincount(place.ravel(), np.abs(weight[learnt.predicted] * learnt.a).ravel(), len(edges) + 1)[1:-1]
+    importance = np.bincount(place.ravel(), (weight[learnt.predicted] * learnt.a).ravel(), len(edges) + 1)[
+        1:-1
+    ]
+    size = np.bincount(place.ravel(), np.abs(weight[learnt.predicted] * learnt.a).ravel(), len(edges) + 1)[
+        1:-1
+    ]
     norm = np.sqrt((importance**2).sum())
     wanted = 1000 * importance / max(norm, np.finfo(float).tiny)
     if norm < 1e-6 * size.max(initial=0):  # what is left of what cancels

@@ -89,7 +89,10 @@ def _right_scores(scores: Scores) -> None:
         require(conf.dtype == np.float64 and conf.ndim == 1 and np.isfinite(conf).all(), f"{name}: {conf}")
         require(len(conf) > 0 or name != "id", "no images")
         known = scores.images.get(name)
-        require(known is None or len(known) == len(conf) == len(known.predictions), f"{name}: as many images as scores")
+        require(
+            known is None or len(known) == len(conf) == len(known.predictions),
+            f"{name}: as many images as scores",
+        )
     require(scores.accuracy is None or 0 <= scores.accuracy <= 100, f"accuracy {scores.accuracy}")
 
 
@@ -130,7 +133,9 @@ def _run(rng: random.Random, folder: Path) -> None:
             (run / name).write_bytes(content)
     damage.put(rng, run / chosen, contents[chosen], pipe=True)
     found = gather.collect(run)
-    require(sum(map(len, found.methods.values())) >= 2, f"of seven files one is damaged, {chosen}: {found.notes}")
+    require(
+        sum(map(len, found.methods.values())) >= 2, f"of seven files one is damaged, {chosen}: {found.notes}"
+    )
     for methods in found.methods.values():
         for method in methods:
             _right_table(method.table)
@@ -221,7 +226,10 @@ def _list(rng: random.Random, folder: Path) -> None:
         found = find_images(place, None, folder if content[0] == ".csv" else None)
     check_listed(found)
     require(len(found.paths) == len(found.labels) > 0, "no images")
-    require(all(isinstance(label, int) and -(2**63) <= label < 2**63 for label in found.labels), f"labels {found.labels}")
+    require(
+        all(isinstance(label, int) and -(2**63) <= label < 2**63 for label in found.labels),
+        f"labels {found.labels}",
+    )
 
 
 def _class_names(rng: random.Random, folder: Path) -> None:
@@ -233,7 +241,10 @@ def _picture(rng: random.Random, folder: Path) -> None:
     name, content = rng.choice(list(files.pictures().items()))
     damage.put(rng, folder / name, content, pipe=True)
     image = read_image(str(folder / name))
-    require(image.mode == "RGB" and min(image.size) > 0 and len(image.tobytes()) == 3 * math.prod(image.size), "no picture")
+    require(
+        image.mode == "RGB" and min(image.size) > 0 and len(image.tobytes()) == 3 * math.prod(image.size),
+        "no picture",
+    )
 
 
 # Networks
@@ -259,7 +270,10 @@ def _store(rng: random.Random, folder: Path) -> None:
             (folder / "store" / name).write_bytes(content)
     damage.put(rng, folder / "store" / chosen, contents[chosen], pipe=True)
     for entry in open_store(folder / "store"):
-        require(entry.size >= 0 and isinstance(entry.parts(), dict) and (entry.about is None or entry.about["D"]), "entry")
+        require(
+            entry.size >= 0 and isinstance(entry.parts(), dict) and (entry.about is None or entry.about["D"]),
+            "entry",
+        )
     with using_store(folder / "store"):
         found = AdaSCALE(files.network()).fit(files.loader(), progress=False)
         scores = found.predict_loader(files.loader(), progress=False)[1]

@@ -107,11 +107,15 @@ def search() -> bytes:
 
 def image_table() -> bytes:
     """What ``evaluate`` says of each image."""
-    lines = ["set,side,path,label,prediction,class,score_adascale,percentile_adascale,score_ebo,prediction_ebo"]
+    lines = [
+        "set,side,path,label,prediction,class,score_adascale,percentile_adascale,score_ebo,prediction_ebo"
+    ]
     for name, side in (("id", "id"), ("wolves", "near"), ("textures", "far")):
         for row in range(4):
             known = f"{row % 3},{(row + row // 3) % 3},cat" if side == "id" else f",{row % 3},dog"
-            lines.append(f'{name},{side},"{name}/{row} 1.png",{known},{row / 7!r},8{row}.5,{-row / 3!r},{row % 3}')
+            lines.append(
+                f'{name},{side},"{name}/{row} 1.png",{known},{row / 7!r},8{row}.5,{-row / 3!r},{row % 3}'
+            )
     return "\n".join([*lines, ""]).encode()
 
 
@@ -128,7 +132,11 @@ def scores(protocol: int) -> bytes:
 @lru_cache
 def postprocessor() -> bytes:
     """A pickled postprocessor of this package."""
-    table = {"percentile": ["[60, 85]", "[70, 90]"], "k1": np.array([1, 2], np.float32), "auroc": np.array([80.0, 81.0])}
+    table = {
+        "percentile": ["[60, 85]", "[70, 90]"],
+        "k1": np.array([1, 2], np.float32),
+        "auroc": np.array([80.0, 81.0]),
+    }
     with tempfile.TemporaryDirectory() as folder:
         return postprocessor_pickle(Path(folder) / "a.pkl", table).read_bytes()
 
@@ -137,7 +145,12 @@ def postprocessor() -> bytes:
 def npz(ood: bool = False) -> bytes:
     """One set of main.py's."""
     buffer = io.BytesIO()
-    np.savez(buffer, pred=np.arange(8) % 3, conf=np.linspace(0, 1, 8), label=np.full(8, -1) if ood else np.arange(8) % 3)
+    np.savez(
+        buffer,
+        pred=np.arange(8) % 3,
+        conf=np.linspace(0, 1, 8),
+        label=np.full(8, -1) if ood else np.arange(8) % 3,
+    )
     return buffer.getvalue()
 
 
@@ -181,7 +194,7 @@ classes: classes.txt
 """
 """``evaluate --config``."""
 LIST = b"cat/0.png 0\ncat/1.png 0\ndog/0.png 1\n\nold horse/0.png 2\ndog/1.png {'label': 1, 'more': [1, 2]}\n"
-CSV = b"path,label\nunknown/0.png,0\nunknown/1.png,1.0\n\"unknown/2.png\",\n"
+CSV = b'path,label\nunknown/0.png,0\nunknown/1.png,1.0\n"unknown/2.png",\n'
 CLASSES = b"cat\ndog\nold horse\n"
 NETWORK = b"""import torch
 
@@ -245,7 +258,18 @@ def weights() -> dict[str, bytes]:
 
 def prepare() -> None:
     """Make them all, so that cases write nothing but their own."""
-    for make in (detectors, store, stored_scores, tables, search, postprocessor, npz, ymls, pictures, weights):
+    for make in (
+        detectors,
+        store,
+        stored_scores,
+        tables,
+        search,
+        postprocessor,
+        npz,
+        ymls,
+        pictures,
+        weights,
+    ):
         make()
     for protocol in PROTOCOLS:
         scores(protocol)

@@ -128,7 +128,21 @@ _WORDS = (
     "A", "L", "B", "a", "trivial", "salient", "random", "all", "float32", "bfloat16", "float16", "auto", "contiguous",
     "channels_last", "loader", "vanilla", "energy", "train", "val", "", " ", "None", "\0", "\ud800", "é", "x" * 5000,
 )  # fmt: skip
-_TEXTS = ("5e-1", "1e400", "nan", "-inf", "1_0", " 7 ", "0x10", "1" * 5000, "9007199254740993", "1.0", "٣", "-0", "1e-400")
+_TEXTS = (
+    "5e-1",
+    "1e400",
+    "nan",
+    "-inf",
+    "1_0",
+    " 7 ",
+    "0x10",
+    "1" * 5000,
+    "9007199254740993",
+    "1.0",
+    "٣",
+    "-0",
+    "1e-400",
+)
 _BRACKETS = (
     "[", "(", "[" * 3000, "[[", "[80, 85", "[2001-99-99]", "[0x_]", "[!!int a]", "[!!python/object/apply:os.mkdir [x]]",
     "[{[1]: 2}]", "[*a]", "[!!timestamp x]", "[&a *a]", "[<<: 1]", "[!!binary é]", "[\0]", "[1:99:99]",
@@ -150,9 +164,28 @@ def _pairs(rng: random.Random) -> list[Meant]:
     low, high = (round(rng.uniform(-5, 105), rng.randint(0, 3)) for _ in range(2))
     low, high = (low, high) if rng.random() < 0.2 else sorted((low, high))
     inside = sorted(rng.uniform(0.001, 99.999) for _ in range(2))
-    found = [[low, high], (low, high), inside, tuple(inside), [str(low), high], [low], [low, high, high], [[low, high]], []]
+    found = [
+        [low, high],
+        (low, high),
+        inside,
+        tuple(inside),
+        [str(low), high],
+        [low],
+        [low, high, high],
+        [[low, high]],
+        [],
+    ]
     found += [np.array([low, high]), np.array(inside), [np.float32(50), np.int64(60)], [np.array([1, 2]), 3]]
-    found += [[None, None], ["a", "b"], [50, True], {50: 60}, {50, 60}, [math.nan, 60], [50, math.inf], [[], []]]
+    found += [
+        [None, None],
+        ["a", "b"],
+        [50, True],
+        {50: 60},
+        {50, 60},
+        [math.nan, 60],
+        [50, math.inf],
+        [[], []],
+    ]
     return [*(Meant(one, one) for one in found), *(_scrambled(rng, *sorted((low, high))) for _ in range(3))]
 
 
@@ -182,7 +215,9 @@ _ODD = (
 
 
 def _numbers(rng: random.Random) -> list[Any]:
-    number = rng.choice([rng.uniform(0, 1), rng.uniform(-1, 101), rng.lognormvariate(0, 20), rng.randint(-2, 200)])
+    number = rng.choice(
+        [rng.uniform(0, 1), rng.uniform(-1, 101), rng.lognormvariate(0, 20), rng.randint(-2, 200)]
+    )
     return [
         number, -number, int(number), str(number), np.float64(number), np.float32(number), np.int64(number % 1000),
         np.float16(number % 100), np.str_(str(number)),

@@ -93,7 +93,11 @@ class Made(NamedTuple):
         """The network without what is around it."""
         found: Any = self.network
         while not isinstance(found, Classified):
-            found = found[0] if isinstance(found, nn.Sequential) else getattr(found, "inner", None) or found.module
+            found = (
+                found[0]
+                if isinstance(found, nn.Sequential)
+                else getattr(found, "inner", None) or found.module
+            )
         return found
 
     @property
@@ -109,7 +113,11 @@ def make(rng: random.Random) -> Made:
     exact = rng.random() < 0.15
     body = _flat_body(rng, shape, size) if flat or exact else _convolutions(rng, shape[0], size)
     mapped = rng.random() < 0.1
-    head = nn.Conv2d(size, classes, 1, bias=rng.random() < 0.7) if mapped else nn.Linear(size, classes, rng.random() < 0.7)
+    head = (
+        nn.Conv2d(size, classes, 1, bias=rng.random() < 0.7)
+        if mapped
+        else nn.Linear(size, classes, rng.random() < 0.7)
+    )
     if mapped:
         body = nn.Sequential(body, nn.Unflatten(1, (size, 1, 1)))
     gives = rng.choice(sorted(_GIVES)) if rng.random() < 0.12 else rng.choice(RIGHT)
@@ -142,7 +150,9 @@ def _convolutions(rng: random.Random, channels: int, size: int) -> nn.Sequential
 
 
 def _ending(rng: random.Random, size: int) -> list[nn.Module]:
-    kind = rng.choice(["relu", "relu", "relu", "signed", "leaky", "zero", "constant", "ties", "normed", "negative"])
+    kind = rng.choice(
+        ["relu", "relu", "relu", "signed", "leaky", "zero", "constant", "ties", "normed", "negative"]
+    )
     endings: dict[str, list[nn.Module]] = {
         "relu": [nn.ReLU()], "signed": [], "leaky": [nn.LeakyReLU()], "zero": [Times(0, 0)], "constant": [Times(0, 1.5)],
         "ties": [nn.ReLU(), Rounded()], "normed": [nn.LayerNorm(size)], "negative": [nn.ReLU(), Times(-1, -0.25)],
@@ -171,5 +181,7 @@ def images(rng: random.Random, made: Made, count: int) -> Tensor:
     if made.exact:
         found = torch.randint(-4, 5, (count, *made.shape)) / 4
     elif rng.random() < 0.1:
-        found = rng.choice([torch.zeros_like(found), torch.ones_like(found), found[:1].expand_as(found).clone()])
+        found = rng.choice(
+            [torch.zeros_like(found), torch.ones_like(found), found[:1].expand_as(found).clone()]
+        )
     return found.double() if rng.random() < 0.2 else found

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
     sys.dont_write_bytecode = True
 
+import torch
 from fuzz import file_cases, files, score_cases, settings_cases
 from fuzz.watch import run_case
 from tqdm.auto import tqdm
@@ -70,7 +71,9 @@ def fuzz(
 
 def _run(kind: str, seed: int, number: int, folder: Path, tally: Tally) -> None:
     start = time.monotonic()
-    came_to, finding = run_case(lambda place: KINDS[kind](random.Random(f"{seed} {kind} {number}"), place), folder)
+    came_to, finding = run_case(
+        lambda place: KINDS[kind](random.Random(f"{seed} {kind} {number}"), place), folder
+    )
     tally.cases += 1
     tally.seconds += time.monotonic() - start
     tally.came_to[came_to] += 1
@@ -79,9 +82,10 @@ def _run(kind: str, seed: int, number: int, folder: Path, tally: Tally) -> None:
 
 
 @contextmanager
-def _in_a_folder():
+def _in_a_folder() -> Iterator[Path]:
     """A folder for the cases; the working directory is another one, which they are to leave alone."""
-    before = os.getcwd()
+    before, threads = os.getcwd(), torch.get_num_threads()
+    torch.set_num_threads(1)  # for what is small
     with tempfile.TemporaryDirectory() as temporary:
         folder, elsewhere = Path(temporary).resolve() / "cases", Path(temporary) / "elsewhere"
         folder.mkdir()
@@ -91,6 +95,7 @@ def _in_a_folder():
             yield folder
         finally:
             os.chdir(before)
+            torch.set_num_threads(threads)
 
 
 def told(tallies: dict[str, Tally], seed: int) -> str:
@@ -98,7 +103,9 @@ def told(tallies: dict[str, Tally], seed: int) -> str:
     lines = []
     for kind, tally in tallies.items():
         most = ", ".join(f"{count} {word}" for word, count in tally.came_to.most_common())
-        lines.append(f"{kind}: {tally.cases} cases in {tally.seconds:.0f} s, {len(tally.findings)} findings ({most})")
+        lines.append(
+            f"{kind}: {tally.cases} cases in {tally.seconds:.0f} s, {len(tally.findings)} findings ({most})"
+        )
         for number, finding in tally.findings[:SHOWN]:
             lines.append(f"\n{kind}: --seed {seed} --only {kind} --case {number}\n{finding}\n")
     return "\n".join(lines)

@@ -32,7 +32,9 @@ def case(rng: random.Random, folder: Path) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.getrandbits(60))
         made = networks.make(rng)
-        known, unknown = (networks.images(rng, made, rng.choice([1, 2, rng.randint(3, 40)])) for _ in range(2))
+        known, unknown = (
+            networks.images(rng, made, rng.choice([1, 2, rng.randint(3, 20)])) for _ in range(2)
+        )
     detector = _detector(rng, rng.choice(list(METHODS.values())), made)
     before = _state_of(made)
     try:
@@ -91,7 +93,10 @@ def _loader(rng: random.Random, images: Tensor) -> Any:
         batches.insert(rng.randrange(len(batches) + 1), images[:0])
     kind = rng.choice(["images", "pairs", "dicts", "iterator", "names"])
     if kind == "dicts":
-        return [{"data": batch, "label": torch.arange(len(batch)), "image_name": ["x"] * len(batch)} for batch in batches]
+        return [
+            {"data": batch, "label": torch.arange(len(batch)), "image_name": ["x"] * len(batch)}
+            for batch in batches
+        ]
     if kind == "pairs":
         return [(batch, torch.zeros(len(batch))) for batch in batches]
     if kind == "names":
@@ -125,7 +130,13 @@ class _Images(Dataset[Any]):
 def _batches(loader: Any) -> list[Tensor]:
     found = []
     for batch in loader:
-        images = batch["data"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
+        images = (
+            batch["data"]
+            if isinstance(batch, dict)
+            else batch[0]
+            if isinstance(batch, list | tuple)
+            else batch
+        )
         if len(images):
             found.append(images)
     return found
@@ -135,10 +146,14 @@ def _read(detector: Detector[Any, Any], batches: list[Tensor]) -> tuple[Read, np
     """What the network says, batch by batch, and its head."""
     plan, execution, reader = detector.settings.plan(), detector.settings.execution, Reader(detector.network)
     parts = [reader.encode(batch, plan.perturbations, execution) for batch in batches]
-    moved = [np.concatenate([part.perturbed[p].double().numpy() for part in parts]) for p in plan.perturbations]
+    moved = [
+        np.concatenate([part.perturbed[p].double().numpy() for part in parts]) for p in plan.perturbations
+    ]
     a, logits, predicted = (
         np.concatenate([np.asarray(tensor.double()) for tensor in tensors])
-        for tensors in zip(*((part.activation, part.logits, part.logits.argmax(1)) for part in parts), strict=True)
+        for tensors in zip(
+            *((part.activation, part.logits, part.logits.argmax(1)) for part in parts), strict=True
+        )
     )
     head = parts[0].head
     read = Read(a, moved[0] if moved else None, logits, predicted.astype(int))
@@ -167,7 +182,10 @@ def _agrees(
     require(len(predicted) == len(unknown) and int(predicted.max()) < len(bias), "classes")
     _saved(detector, unknown, scores, folder)
     if isinstance(detector, LearningDetector):
-        require(detector.validation_scores is None or np.isfinite(detector.validation_scores).all(), "validation scores")
+        require(
+            detector.validation_scores is None or np.isfinite(detector.validation_scores).all(),
+            "validation scores",
+        )
     _by_data_loader(rng, detector, unknown, scores)
     if rng.random() < 0.4:
         _searched(rng, detector, loader, _loader(rng, unknown))
@@ -183,7 +201,9 @@ def _check_read(made: Made, images: Tensor, read: Read, weight: np.ndarray, bias
     for module, mode in modes:
         module.training = mode
     size = np.abs(a).max() + 1e-30
-    require(np.allclose(read.a, a, rtol=1e-3, atol=1e-3 * size), "other activations than the network's body gives")
+    require(
+        np.allclose(read.a, a, rtol=1e-3, atol=1e-3 * size), "other activations than the network's body gives"
+    )
     terms = np.abs(read.a) @ np.abs(weight).T + np.abs(bias)
     off = np.abs(read.logits - (read.a @ weight.T + bias))
     require((off <= 1e-30 + 1e-5 * terms).all(), f"logits that are off W a + b by {off.max()}")
@@ -210,7 +230,9 @@ def _by_data_loader(
 ) -> None:
     """By a DataLoader, whose images are shared and cut otherwise: the same but for rounding, which few scores show."""
     size = rng.choice([1, 4, 64])
-    dataset: Any = _Images(unknown) if rng.random() < 0.5 else TensorDataset(unknown, torch.zeros(len(unknown)))
+    dataset: Any = (
+        _Images(unknown) if rng.random() < 0.5 else TensorDataset(unknown, torch.zeros(len(unknown)))
+    )
     with undisturbed():  # a DataLoader draws on the global random state
         found = detector.predict_loader(DataLoader(dataset, batch_size=size), progress=False)[1]
     wanted = scores.double().numpy()
@@ -228,10 +250,13 @@ def _searched(rng: random.Random, detector: Detector[Any, Any], known: Any, unkn
         return
     cls, settings = type(detector), detector.settings
     found = cls(detector.network, settings).search(known, unknown, sweep, progress=False)
-    for candidate, auroc in zip(cls(detector.network, settings).tried(sweep), found.table["auroc"], strict=True):
+    for candidate, auroc in zip(
+        cls(detector.network, settings).tried(sweep), found.table["auroc"], strict=True
+    ):
         alone = cls(detector.network, candidate).fit(known, progress=False)
         scores = [
-            np.concatenate([alone.score(batch).numpy() for batch in _batches(loader)]) for loader in (known, unknown)
+            np.concatenate([alone.score(batch).numpy() for batch in _batches(loader)])
+            for loader in (known, unknown)
         ]
         truth = np.concatenate([np.full(len(one), place) for place, one in zip((1, 0), scores, strict=True)])
         wanted = 100 * roc_auc_score(truth, np.concatenate(scores))
@@ -242,7 +267,9 @@ def _searched(rng: random.Random, detector: Detector[Any, Any], known: Any, unkn
 # Where there is nothing to agree with
 
 
-def _without_reference(rng: random.Random, detector: Detector[Any, Any], known: Tensor, unknown: Tensor) -> str:
+def _without_reference(
+    rng: random.Random, detector: Detector[Any, Any], known: Tensor, unknown: Tensor
+) -> str:
     """A network that no method is defined for: an error, unless what is the matter with it cannot be seen."""
     detector.fit(_loader(rng, known), progress=False)
     found = detector.score(unknown)
@@ -257,14 +284,21 @@ def _bad_images(rng: random.Random, detector: Detector[Any, Any], known: Tensor,
         known = known.clone()
         known[row].view(-1)[rng.randrange(known[row].numel())] = float(kind)
         try:
-            detector.fit(_loader(rng, known), progress=False).predict_loader(_loader(rng, known), progress=False)
+            detector.fit(_loader(rng, known), progress=False).predict_loader(
+                _loader(rng, known), progress=False
+            )
         except NotFinite as error:
             require(error.rows == [row] and error.what == "images", f"{error}; it is number {row}")
             raise
     else:
         bad: dict[str, Any] = {
-            "ints": known.int(), "empty": [], "shape": known[..., None], "batch": {"image": known}, "type": "images",
-            "none": [None], "one": [[]],
+            "ints": known.int(),
+            "empty": [],
+            "shape": torch.cat([known, known], 1),
+            "batch": {"image": known},
+            "type": "images",
+            "none": [None],
+            "one": [[]],
         }
         loader = bad[kind] if kind in ("empty", "type", "none", "one") else [bad[kind]]
         detector.fit(loader, progress=False).predict_loader(loader, progress=False)

@@ -35,7 +35,9 @@ def case(rng: random.Random, folder: Path) -> str:
 def _drawn(rng: random.Random, cls: type[Settings], most: int = 4) -> dict[str, Meant]:
     names = rng.sample(cls.names(), rng.randint(1, min(most, len(cls.names()))))
     found = {name: meanings(rng, cls, name) for name in names}
-    return {name: rng.choice(right if rng.random() < 0.75 else wrong) for name, (right, wrong) in found.items()}
+    return {
+        name: rng.choice(right if rng.random() < 0.75 else wrong) for name, (right, wrong) in found.items()
+    }
 
 
 def _made(rng: random.Random, method: Method) -> str:
@@ -75,7 +77,10 @@ def _held(make: Callable[[], Settings], cls: type[Settings], drawn: Mapping[str,
         found = make()
     except SettingError as error:
         name = error.name.split(": ")[-1]
-        require(name in wrong or (clash and name == "percentile"), f"{name} is refused: {error}; wrong are {wrong}")
+        require(
+            name in wrong or (clash and name == "percentile"),
+            f"{name} is refused: {error}; wrong are {wrong}",
+        )
         _tells(error, drawn[name])
         return "SettingError"
     require(not wrong and not clash, f"{wrong or 'percentile'} taken: {_shown(_given(drawn))} gave {found!r}")
@@ -150,13 +155,18 @@ def _refused(make: Callable[[], Any], name: str) -> str:
 
 
 def _sweep(rng: random.Random, cls: type[Settings]) -> tuple[dict[Any, Any], dict[str, list[Meant]]]:
-    swept = [name for name in cls.names() if name not in (*cls.not_swept, "precision", "memory_format", "batch")]
+    swept = [
+        name for name in cls.names() if name not in (*cls.not_swept, "precision", "memory_format", "batch")
+    ]
     lists = {}
     for name in rng.sample(swept, min(len(swept), rng.randint(1, 3))):
         right, wrong = meanings(rng, cls, name)
         pool = right if rng.random() < 0.85 else [*right, *wrong]
         lists[name] = [rng.choice(pool) for _ in range(rng.randint(1, 4))]
-    given = {f"{name}_list" if rng.random() < 0.9 else name: [m.given for m in values] for name, values in lists.items()}
+    given = {
+        f"{name}_list" if rng.random() < 0.9 else name: [m.given for m in values]
+        for name, values in lists.items()
+    }
     return given, lists
 
 
@@ -193,7 +203,9 @@ def _spoilt(rng: random.Random, given: dict[Any, Any]) -> Any:
         {**given, key: [1]}, {**given, f"{key}_list": [1]}, {**given, "precision_list": ["auto"]}, {},
         {**given, "batch_list": [1]}, rng.choice(NO_MAPPING),
     ]  # fmt: skip
-    no_list = rng.choice([5, "abc", None, [], (), range(0), {}, {"a": 1}, 2.5, "[]", list("[]"), object(), b"ab", {1}])
+    no_list = rng.choice(
+        [5, "abc", None, [], (), range(0), {}, {"a": 1}, 2.5, "[]", list("[]"), object(), b"ab", {1}]
+    )
     if given:
         ways.append({**given, next(iter(given)): no_list})
     return rng.choice(ways)
@@ -214,7 +226,9 @@ def _section(rng: random.Random, method: Method) -> str:
     for key in rng.sample(list(section), rng.randint(0, 2)):
         del section[key]
     if rng.random() < 0.2:
-        section[rng.choice([*section, *UNKNOWN])] = rng.choice([*NO_MAPPING, [], {}, {"k1_list": [1]}, Fraction(1, 3)])
+        section[rng.choice([*section, *UNKNOWN])] = rng.choice(
+            [*NO_MAPPING, [], {}, {"k1_list": [1]}, Fraction(1, 3)]
+        )
     try:
         found = Configuration.parse(method, section)
     except SettingError as error:

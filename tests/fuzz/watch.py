@@ -23,8 +23,24 @@ FUZZ = str(Path(__file__).parent)
 SECONDS = 20
 """A case that takes longer hangs."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen", "socket.connect")
-_CHANGES = {"os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.rename": 1, "os.link": 1, "os.symlink": 1, "os.chmod": 0}
+_STARTS = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.forkpty",
+    "subprocess.Popen",
+    "socket.connect",
+)
+_CHANGES = {
+    "os.mkdir": 0,
+    "os.remove": 0,
+    "os.rmdir": 0,
+    "os.rename": 1,
+    "os.link": 1,
+    "os.symlink": 1,
+    "os.chmod": 0,
+}
 """Events, and which of their arguments is the path that is made or changed."""
 
 
@@ -141,7 +157,11 @@ def not_ours(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1]
     raised = linecache.getline(last.filename, last.lineno or 0).strip().startswith("raise ")
-    if last.filename.startswith(PACKAGE) and raised and isinstance(error, ValueError | TypeError | RuntimeError):
+    if (
+        last.filename.startswith(PACKAGE)
+        and raised
+        and isinstance(error, ValueError | TypeError | RuntimeError)
+    ):
         return "" if ":" in text else f"{kind.__name__} that names nothing: {text}"
     return f"{kind.__module__}.{kind.__name__} surfaces: {text[:300]}"
 

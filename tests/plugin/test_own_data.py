@@ -190,6 +190,9 @@ def test_what_is_refused(folder, content, place, told):
         ("name: a\nname: b\n", "valid YAML .the key 'name' for the second time.* line 2"),
         ("ood:\n  near:\n    x: a\n    x: b\n", "valid YAML .the key 'x' for the second time.* line 4"),
         ("name: !!python/object/apply:os.getcwd []\n", "valid YAML"),
+        ("name: 2001-99-99\n", "valid YAML .ValueError: month must be"),
+        ("name: !!bool x\n", "valid YAML .KeyError"),
+        ("[" * 3000, "valid YAML .RecursionError"),
     ],
 )
 def test_what_is_no_yml(tmp_path, text, told):

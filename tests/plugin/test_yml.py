@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -10,7 +12,7 @@ import yaml
 from openood_adascale.detectors.registry import METHODS
 from openood_adascale.errors import SettingError
 from openood_adascale.plugin.names import packaged_yml, postprocessor_methods
-from openood_adascale.plugin.yml import Configuration, default_section
+from openood_adascale.plugin.yml import Configuration, YmlSource, default_section, todays_section
 
 
 @pytest.mark.parametrize("name", sorted(postprocessor_methods()))
@@ -39,3 +41,23 @@ def test_what_overrides_a_yml() -> None:
     assert (found.settings.precision, found.settings.as_dict()["percentile"]) == ("bfloat16", 90)
     with pytest.raises(SettingError, match="precision: 'bf16'"):
         Configuration.parse(METHODS["lts"], section, {"precision": "bf16"})
+
+
+@pytest.mark.parametrize("wrong", [0, 5, "k1", ["k1"], True])
+def test_what_is_no_section(wrong) -> None:
+    with pytest.raises(SettingError, match="postprocessor_args: "):
+        Configuration.parse(METHODS["lts"], {"postprocessor_args": wrong})
+    with pytest.raises(SettingError, match="postprocessor: "):
+        Configuration.parse(METHODS["lts"], wrong)
+    with pytest.raises(SettingError, match="postprocessor_sweep: "):
+        Configuration.parse(METHODS["lts"], {"APS_mode": True, "postprocessor_sweep": wrong})
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff", b"postprocessor: !!int a", b"- 2001-99-99"])
+def test_a_yml_that_cannot_be_read_today(tmp_path, monkeypatch, content) -> None:
+    monkeypatch.setitem(sys.modules, "openood", SimpleNamespace(__file__=None))
+    place = tmp_path / "postprocessors" / "lts.yml"
+    place.parent.mkdir()
+    place.write_bytes(content)
+    with pytest.raises(SettingError, match=r"lts\.yml.*a yml that can be read"):
+        todays_section(YmlSource(str(tmp_path), "lts", "cifar10"), METHODS["lts"])

@@ -106,3 +106,11 @@ def test_no_names_by_the_back_door(tmp_path):
         with pytest.raises(ResultError, match=r"not a score file that can be read safely|not the scores of"):
             read_pickle(tmp_path / "s.pkl")
     assert not vars(NumbersUnpickler._dtype)
+
+
+@pytest.mark.parametrize("step", [b"r\xff\xff\xff\x7f", b"p2000000000\n", b"q\xff"])
+def test_a_damaged_memo_takes_no_memory(tmp_path, step):
+    """For a value at such a place Python's own unpickler would fill all places before it."""
+    (tmp_path / "s.pkl").write_bytes(b"\x80\x02}" + step + b".")
+    with pytest.raises(ResultError, match="damaged: it keeps a value at place"):
+        read_pickle(tmp_path / "s.pkl")
