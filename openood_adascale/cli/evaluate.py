@@ -11,7 +11,6 @@ from ..errors import SettingError
 from .options import add_network, add_pictures, add_precision, add_reading, pictures_chosen
 from .output import complain
 
-
 _NUMBER, _SWITCH = (int, "a whole number"), (bool, "true or false")
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(("near", "far"), ((dict, list), "a section of NAME: DIR, or a list of NAME=DIR")),

@@ -95,7 +95,10 @@ def laughs():
 
 @pytest.mark.parametrize(
     "value",
-    [laughs(), 10**5000, [10**5000], ["x"] * 10**5, "x" * 10**5, np.array(["auto", "loader"]), np.zeros(10**6), {"a": laughs()}],
+    [
+        laughs(), 10**5000, [10**5000], ["x"] * 10**5, "x" * 10**5, np.array(["auto", "loader"]), np.zeros(10**6),
+        {"a": laughs()},
+    ],
     ids=range(8),
 )  # fmt: skip
 def test_any_value_is_refused_in_a_few_words(value):
@@ -139,7 +142,7 @@ def test_numpys_words_become_plain_ones():
 
 @pytest.mark.parametrize("section", [0, 5, "k1", ["k1"], [("k1", 5)], ()])
 def test_what_is_no_section(section):
-    with pytest.raises(SettingError, match="args: .* a section of names and values"):
+    with pytest.raises(SettingError, match=r"args: .* a section of names and values"):
         AdaSCALESettings.from_mapping(section, "args")
     with pytest.raises(SettingError, match="postprocessor_sweep: "):
         parse_sweep(AdaSCALESettings, section)

@@ -110,8 +110,8 @@ WAYS = (
     _words, _words, _emptied,
 )  # fmt: skip
 JUNK = (
-    None, True, False, 0, 1, -1, 3, 1.5, math.nan, math.inf, 10**30, 2**63, 10**5000, "", " ", "x", "a" * 5000, "\ud800", "\0",
-    "folders", "known", "unknown", "list.csv", "..", [], {}, [1], ["x"], [[]], {"a": 1}, {"images": "known"}, {1: 2},
+    None, True, False, 0, 1, -1, 3, 1.5, math.nan, math.inf, 10**30, 2**63, 10**5000, "", " ", "x", "a" * 5000, "\ud800",
+    "\0", "folders", "known", "unknown", "list.csv", "..", [], {}, [1], ["x"], [[]], {"a": 1}, {"images": "known"}, {1: 2},
     datetime.date(2001, 1, 1), b"x", "5", "80", [80, 85], [85, 80], ["a", "a"], "nan", [None],
 )  # fmt: skip
 ARRAYS = (

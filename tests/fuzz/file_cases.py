@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import random
@@ -277,6 +276,7 @@ def _store(rng: random.Random, folder: Path) -> None:
     with using_store(folder / "store"):
         found = AdaSCALE(files.network()).fit(files.loader(), progress=False)
         scores = found.predict_loader(files.loader(), progress=False)[1]
+    require(len(list((folder / "store" / "entries").iterdir())) == 1, "the store was not asked")
     require(np.array_equal(scores, files.stored_scores()), f"{chosen}: other scores {scores}")
 
 

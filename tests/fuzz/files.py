@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import pickle
 import tempfile
@@ -219,9 +221,9 @@ def pictures() -> dict[str, bytes]:
     grey, deep = picture.convert("L"), Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
     kinds = {
         "a.png": picture, "b.jpg": picture, "c.gif": picture.convert("P"), "d.bmp": picture, "e.tiff": picture,
-        "f.webp": picture, "g.png": grey, "h.png": deep, "i.png": picture.convert("RGBA"), "j.ppm": picture, "k.ico": picture,
-        "l.tga": picture, "m.tiff": picture.convert("F"), "n.png": picture.convert("1"), "o.jpg": picture.convert("CMYK"),
-        "p.dds": picture, "q.pcx": picture, "r.sgi": picture, "s.jp2": picture,
+        "f.webp": picture, "g.png": grey, "h.png": deep, "i.png": picture.convert("RGBA"), "j.ppm": picture,
+        "k.ico": picture, "l.tga": picture, "m.tiff": picture.convert("F"), "n.png": picture.convert("1"),
+        "o.jpg": picture.convert("CMYK"), "p.dds": picture, "q.pcx": picture, "r.sgi": picture, "s.jp2": picture,
     }  # fmt: skip
     for name, image in kinds.items():
         buffer = io.BytesIO()

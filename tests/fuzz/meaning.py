@@ -1,4 +1,4 @@
-"""Values for every setting, with what they mean; and, written from the documents alone, what a setting makes of a meaning."""
+"""Values for every setting, with what they mean; and, from the documents alone, what a setting makes of a meaning."""
 
 from __future__ import annotations
 
@@ -66,10 +66,8 @@ def whole(low: int, high: int, besides: tuple[str, ...] = (), none: bool = False
         if isinstance(value, str):
             if value in besides:
                 return str(value)
-            try:
+            with contextlib.suppress(ValueError):
                 value = int(value)
-            except ValueError:
-                pass
         if isinstance(value, numbers.Integral) and not isinstance(value, bool):
             found = int(value)
         else:

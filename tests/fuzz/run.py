@@ -56,10 +56,10 @@ def fuzz(
 ) -> dict[str, Tally]:
     """Run cases, each kind as long as the others, until the time is up or each has had its number."""
     tallies = {kind: Tally() for kind in kinds}
-    if "damaged" in kinds:
-        files.prepare()
     end = None if seconds is None else time.monotonic() + seconds
     with _in_a_folder() as folder, tqdm(desc="Cases", unit="case", disable=None) as bar:
+        if "damaged" in kinds:
+            files.prepare()
         while True:
             left = {kind: t for kind, t in tallies.items() if cases is None or t.cases < cases}
             if not left or (end is not None and time.monotonic() >= end):

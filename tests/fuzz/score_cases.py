@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ import numpy as np
 import torch
 from fuzz import expected, networks
 from fuzz.expected import Read
+from fuzz.loaders import Images, batches_of, loader_of
 from fuzz.networks import Made
 from fuzz.watch import Wrong, require
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from openood_adascale.detectors.base import Detector
 from openood_adascale.detectors.learning import LearningDetector
@@ -82,66 +82,6 @@ def _detector(rng: random.Random, method: Method, made: Made) -> Detector[Any, A
     return method.detector(made.network, **{**method.defaults, **chosen})
 
 
-def _loader(rng: random.Random, images: Tensor) -> Any:
-    """The images in batches of several kinds and sizes; and of the ways in which loaders hand them on."""
-    sizes, start, batches = rng.choice([[1], [3], [len(images)], [1, 5, 2], [7]]), 0, []
-    while start < len(images):
-        size = sizes[len(batches) % len(sizes)]
-        batches.append(images[start : start + size])
-        start += size
-    if rng.random() < 0.15:
-        batches.insert(rng.randrange(len(batches) + 1), images[:0])
-    kind = rng.choice(["images", "pairs", "dicts", "iterator", "names"])
-    if kind == "dicts":
-        return [
-            {"data": batch, "label": torch.arange(len(batch)), "image_name": ["x"] * len(batch)}
-            for batch in batches
-        ]
-    if kind == "pairs":
-        return [(batch, torch.zeros(len(batch))) for batch in batches]
-    if kind == "names":
-        return tuple([batch, ["a.png"] * len(batch), None] for batch in batches)
-    return _Once(batches) if kind == "iterator" else batches
-
-
-class _Once:
-    """Can be read as often as one likes, but tells no length."""
-
-    def __init__(self, batches: list[Tensor]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._batches)
-
-
-class _Images(Dataset[Any]):
-    """As a data set of images without labels."""
-
-    def __init__(self, images: Tensor) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self._images[index]
-
-
-def _batches(loader: Any) -> list[Tensor]:
-    found = []
-    for batch in loader:
-        images = (
-            batch["data"]
-            if isinstance(batch, dict)
-            else batch[0]
-            if isinstance(batch, list | tuple)
-            else batch
-        )
-        if len(images):
-            found.append(images)
-    return found
-
-
 def _read(detector: Detector[Any, Any], batches: list[Tensor]) -> tuple[Read, np.ndarray, np.ndarray]:
     """What the network says, batch by batch, and its head."""
     plan, execution, reader = detector.settings.plan(), detector.settings.execution, Reader(detector.network)
@@ -163,9 +103,9 @@ def _read(detector: Detector[Any, Any], batches: list[Tensor]) -> tuple[Read, np
 def _agrees(
     rng: random.Random, detector: Detector[Any, Any], made: Made, known: Tensor, unknown: Tensor, folder: Path
 ) -> str:
-    loader = _loader(rng, known)
+    loader = loader_of(rng, known)
     detector.fit(loader, progress=False)
-    learnt, weight, bias = _read(detector, _batches(loader))
+    learnt, weight, bias = _read(detector, batches_of(loader))
     predicted, scores = detector.predict(unknown)
     read, _, _ = _read(detector, [unknown])
     _check_read(made, unknown, read, weight, bias)
@@ -188,7 +128,7 @@ def _agrees(
         )
     _by_data_loader(rng, detector, unknown, scores)
     if rng.random() < 0.4:
-        _searched(rng, detector, loader, _loader(rng, unknown))
+        _searched(rng, detector, loader, loader_of(rng, unknown))
     return "scores"
 
 
@@ -231,7 +171,7 @@ def _by_data_loader(
     """By a DataLoader, whose images are shared and cut otherwise: the same but for rounding, which few scores show."""
     size = rng.choice([1, 4, 64])
     dataset: Any = (
-        _Images(unknown) if rng.random() < 0.5 else TensorDataset(unknown, torch.zeros(len(unknown)))
+        Images(unknown) if rng.random() < 0.5 else TensorDataset(unknown, torch.zeros(len(unknown)))
     )
     with undisturbed():  # a DataLoader draws on the global random state
         found = detector.predict_loader(DataLoader(dataset, batch_size=size), progress=False)[1]
@@ -255,7 +195,7 @@ def _searched(rng: random.Random, detector: Detector[Any, Any], known: Any, unkn
     ):
         alone = cls(detector.network, candidate).fit(known, progress=False)
         scores = [
-            np.concatenate([alone.score(batch).numpy() for batch in _batches(loader)])
+            np.concatenate([alone.score(batch).numpy() for batch in batches_of(loader)])
             for loader in (known, unknown)
         ]
         truth = np.concatenate([np.full(len(one), place) for place, one in zip((1, 0), scores, strict=True)])
@@ -271,7 +211,7 @@ def _without_reference(
     rng: random.Random, detector: Detector[Any, Any], known: Tensor, unknown: Tensor
 ) -> str:
     """A network that no method is defined for: an error, unless what is the matter with it cannot be seen."""
-    detector.fit(_loader(rng, known), progress=False)
+    detector.fit(loader_of(rng, known), progress=False)
     found = detector.score(unknown)
     raise Wrong(f"a network that has no linear head, or logits, was taken: {detector!r} gave {found}")
 
@@ -284,8 +224,8 @@ def _bad_images(rng: random.Random, detector: Detector[Any, Any], known: Tensor,
         known = known.clone()
         known[row].view(-1)[rng.randrange(known[row].numel())] = float(kind)
         try:
-            detector.fit(_loader(rng, known), progress=False).predict_loader(
-                _loader(rng, known), progress=False
+            detector.fit(loader_of(rng, known), progress=False).predict_loader(
+                loader_of(rng, known), progress=False
             )
         except NotFinite as error:
             require(error.rows == [row] and error.what == "images", f"{error}; it is number {row}")

@@ -217,7 +217,7 @@ def _spoilt(rng: random.Random, given: dict[Any, Any]) -> Any:
 def _section(rng: random.Random, method: Method) -> str:
     cls = method.detector.settings_class
     drawn = _drawn(rng, cls)
-    sweep, lists = _sweep(rng, cls)
+    sweep, _ = _sweep(rng, cls)
     aps_mode: Any = rng.choice([True, False, False, None, 1, "True", [], rng.random()])
     section: dict[Any, Any] = {
         "name": method.name, "APS_mode": aps_mode, "postprocessor_args": _given(drawn),
