@@ -260,6 +260,9 @@ def weights() -> dict[str, bytes]:
 
 def prepare() -> None:
     """Make them all, so that cases write nothing but their own."""
+    for name in ("PIL", "torchvision", "cv2"):  # whose versions a store's keys have once they are imported
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     for make in (
         detectors,
         store,
