@@ -113,7 +113,7 @@ def unscramble(value: Any) -> Any:
     characters = isinstance(value, list | tuple) and all(isinstance(c, str) for c in value)
     if characters and value[:1] in (["["], ["("], ("[",), ("(",)):
         value = "".join(value)
-    if isinstance(value, str) and value[:1] in "[(":
+    if isinstance(value, str) and value.startswith(("[", "(")):
         try:
             return read_yaml(value.replace("(", "[").replace(")", "]"))
         except yaml.YAMLError:

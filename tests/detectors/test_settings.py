@@ -148,3 +148,8 @@ def test_what_is_no_section(section):
         parse_sweep(AdaSCALESettings, section)
     with pytest.raises(SettingError, match="postprocessor_sweep: 5"):
         parse_sweep(AdaSCALESettings, {5: [1]})
+
+
+def test_an_empty_text_is_shown_as_it_is():
+    with pytest.raises(SettingError, match="percentile: '' is not allowed"):
+        AdaSCALESettings(percentile="")

@@ -37,7 +37,7 @@ def damaged(rng: random.Random, content: bytes, form: str = "") -> bytes:
         form: of what can be damaged in what it says, too: ``yml`` or ``pickle``.
     """
     if form and rng.random() < 0.6:
-        return _said_otherwise(rng, content, form)
+        return said_otherwise(rng, content, form)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         content = rng.choice(WAYS)(rng, content)
     return content
@@ -120,7 +120,7 @@ ARRAYS = (
 )  # fmt: skip
 
 
-def _said_otherwise(rng: random.Random, content: bytes, form: str) -> bytes:
+def said_otherwise(rng: random.Random, content: bytes, form: str) -> bytes:
     """The same as data, some of which is exchanged, taken away, put elsewhere or junk."""
     value: Any = yaml.safe_load(content) if form == "yml" else pickle.loads(content)
     for _ in range(rng.choice([1, 1, 2])):

@@ -184,7 +184,11 @@ def _swept(rng: random.Random, method: Method) -> str:
     try:
         found = candidates(base, given)
     except SettingError as error:
-        require(error.name.split(": ")[-1] in wrong, f"a right sweep refused: {_shown(given)}: {error}")
+        name = error.name.split(": ")[-1]
+        taken_apart = {
+            key for key, values in given.items() if isinstance(values[0], str) and values[0] in ("[", "(")
+        }
+        require(name in wrong or name in taken_apart, f"a right sweep refused: {_shown(given)}: {error}")
         return "SettingError"
     require(not wrong, f"{wrong} taken: {_shown(given)}")
     require(len(found) == math.prod(map(len, wanted.values())), f"{len(found)} candidates of {_shown(given)}")
