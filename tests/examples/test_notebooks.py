@@ -1,0 +1,41 @@
+"""The notebooks in examples/, run from their first cell to their last, in an empty folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel (the extra test)")
+nbformat = pytest.importorskip("nbformat")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SAID = {
+    "first_look": ["threshold ", "out of distribution: {'known': "],
+    "comparison": ["72 candidates; the best: ", "report.html"],
+}
+PICTURES = {"first_look": 3, "comparison": 1}
+
+
+def test_all_are_tried():
+    assert {path.stem for path in EXAMPLES.glob("*.ipynb")} == set(SAID)
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_it_runs(name, tmp_path, monkeypatch):
+    path = os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    printed = "".join(
+        output.text for output in outputs if output.output_type == "stream" and output.name == "stdout"
+    )
+    for words in SAID[name]:
+        assert words in printed
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == PICTURES[name]
