@@ -144,7 +144,7 @@ def read(path: str | os.PathLike[str]) -> OwnData:
     try:
         with open(name, encoding="utf-8-sig") as file:
             content = read_yaml(file.read(), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no text, or no path
         why = getattr(error, "strerror", None) or str(error)
         raise SettingError("data set", name, f"a yml that can be read ({why})") from error
     except yaml.YAMLError as error:

@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -70,10 +71,12 @@ def fuzz(
 
 
 def _run(kind: str, seed: int, number: int, folder: Path, tally: Tally) -> None:
-    start = time.monotonic()
+    start, own = time.monotonic(), folder / f"{kind} {number}"
+    own.mkdir()
     came_to, finding = run_case(
-        lambda place: KINDS[kind](random.Random(f"{seed} {kind} {number}"), place), folder
+        lambda place: KINDS[kind](random.Random(f"{seed} {kind} {number}"), place), own
     )
+    shutil.rmtree(own, ignore_errors=True)  # what is mapped into memory cannot be removed everywhere
     tally.cases += 1
     tally.seconds += time.monotonic() - start
     tally.came_to[came_to] += 1
@@ -86,7 +89,7 @@ def _in_a_folder() -> Iterator[Path]:
     """A folder for the cases; the working directory is another one, which they are to leave alone."""
     before, threads = os.getcwd(), torch.get_num_threads()
     torch.set_num_threads(1)  # for what is small
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder, elsewhere = Path(temporary).resolve() / "cases", Path(temporary) / "elsewhere"
         folder.mkdir()
         elsewhere.mkdir()
