@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..detectors.registry import Method
 from ..detectors.settings import Settings
+from ..errors import shown
 from .freshness import MadeFor
 from .search_session import Aurocs
 from .yml import Configuration, YmlSource
@@ -58,9 +59,9 @@ def load(stored: object, method: Method) -> Remembered:
         RuntimeError: made by another version, damaged, or changed by hand; says which file to delete.
     """
     found = stored.get("format") if isinstance(stored, dict) else None
-    if not isinstance(stored, dict) or found != FORMAT:
+    if not isinstance(stored, dict) or type(found) is not int or found != FORMAT:
         raise RuntimeError(
-            f"{named(method.name)}: it has format {found!r}; this openood-adascale reads format {FORMAT}. Delete "
+            f"{named(method.name)}: it has format {shown(found)}; this openood-adascale reads format {FORMAT}. Delete "
             "it and run again"
         )
     try:
@@ -76,7 +77,7 @@ def load(stored: object, method: Method) -> Remembered:
             yml_source=None if source is None else YmlSource(*source),
             search=_rows(stored["search"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise RuntimeError(
             f"{named(_name(stored, method))}: damaged, or changed by hand ({type(error).__name__}: {error}). Delete it "
             "and run again"
