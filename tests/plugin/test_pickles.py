@@ -42,4 +42,4 @@ def test_arrays_anywhere(key, junk):
     """Their truth cannot be told, which NumPy and torch say with errors of their own."""
     told = refusal({**pickles.dump(remembered()), key: junk})
     assert told is None or told.startswith("the pickled postprocessor 'adascale'")
-    assert told or key not in ("format", "setup_flag") or len(junk) < 2
+    assert told or key != "format"
