@@ -201,10 +201,11 @@ def main() -> None:
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(Path(folder), options.processes)
-        for _ in tqdm(range(options.runs)):
-            trial.one(rng)
+        with contextlib.suppress(KeyboardInterrupt):  # what was seen until then is told
+            for _ in tqdm(range(options.runs)):
+                trial.one(rng)
     print(
-        f"{options.runs} runs of {options.processes} process(es), {trial.seconds:.1f} s each where nobody is killed: "
+        f"{len(trial.ends)} runs of {options.processes} process(es), {trial.seconds:.1f} s each where nobody is killed: "
         f"{trial.killed} killed before their end; {len(trial.wrong)} wrong; "
         f"the others ended {statistics.median(trial.ends):.1f} s after the kill "
         f"(median), {max(trial.ends):.1f} s at most (told to wait {TIMEOUT} s)"
