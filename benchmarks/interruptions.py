@@ -10,6 +10,9 @@ report. Ends with 1 where anything was wrong.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -26,7 +29,7 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from processes import finish, start
+from processes import environment, free_port
 
 from openood_adascale.evidence.disk import open_store
 from openood_adascale.evidence.store import SHARD
@@ -51,6 +54,13 @@ def network():
     return Net(), transforms.Compose([transforms.Resize(40), transforms.ToTensor()])
 """
 SETS = {"id": 300, "val": 200, "oodval": 150, "near": 250, "far": 250}
+PRELOADED = (
+    "cli.evaluate",
+    "evaluation.evaluate",
+    "evaluation.own_images",
+    "reporting.report",
+    "distributed.start",
+)
 TIMEOUT = 15
 """Seconds that are told to the processes; after this, and a little, all have ended."""
 
@@ -68,7 +78,7 @@ def pictures(folder: Path) -> None:
 
 def command(folder: Path, out: str, store: str) -> list[Any]:
     return [
-        "-m", "openood_adascale", "evaluate", "--network", folder / "net.py:network", "--id", folder / "id",
+        "evaluate", "--network", folder / "net.py:network", "--id", folder / "id",
         "--val", folder / "val", "--ood-val", folder / "oodval", "--near", f"n={folder / 'near'}",
         "--far", f"f={folder / 'far'}", "--batch-size", "16", "--workers", "0", "--quiet", "--store", folder / store,
         "--out", folder / out,
@@ -81,27 +91,67 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(found)}
 
 
+def execute(arguments: list[str], told: dict[str, str], said: Path) -> None:
+    """In a process of its own: the command, with what it prints in a file."""
+    os.environ.update(told)
+    with (
+        open(said, "w", encoding="utf-8") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        from openood_adascale.cli import main as run
+
+        raise SystemExit(run(arguments))
+
+
 class Trial:
     """One folder of pictures, the right results, and evaluations that are killed."""
 
     def __init__(self, folder: Path, processes: int) -> None:
         self.folder, self.processes = folder, processes
+        # Its processes have imported everything when they start, so that what is interrupted is work.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        self.fork = multiprocessing.get_context("forkserver")
+        self.fork.set_forkserver_preload([f"openood_adascale.{name}" for name in PRELOADED])
         pictures(folder)
+        self.run("warm", "store of the right")
+        shutil.rmtree(folder / "store of the right")
         begun = time.monotonic()
         self.run("right", "store of the right")
         self.seconds = time.monotonic() - begun
         self.right = contents(folder / "right")
         self.wrong: list[str] = []
         self.ends: list[float] = []
+        self.killed = 0
 
-    def begin(self, out: str, store: str) -> Any:
-        more = {"OPENOOD_ADASCALE_TIMEOUT": str(TIMEOUT)}
-        return start(self.processes, command(self.folder, out, store), **more)
+    def begin(self, out: str, store: str) -> list[Any]:
+        arguments, port = [str(part) for part in command(self.folder, out, store)], free_port()
+        started = []
+        for rank in range(self.processes):
+            told = environment(self.processes, rank, port, OPENOOD_ADASCALE_TIMEOUT=str(TIMEOUT))
+            started.append(
+                self.fork.Process(target=execute, args=(arguments, told, self.folder / f"said {rank}"))
+            )
+            started[-1].start()
+        return started
+
+    def finish(self, started: list[Any], timeout: float) -> list[int | None]:
+        """Exit statuses; None of those that had to be killed."""
+        latest = time.monotonic() + timeout
+        for process in started:
+            process.join(max(0.0, latest - time.monotonic()))
+        found = [process.exitcode for process in started]
+        for process in started:
+            process.kill()
+            process.join()
+        return found
+
+    def said(self) -> str:
+        return (self.folder / "said 0").read_text(encoding="utf-8")[-1500:]
 
     def run(self, out: str, store: str) -> None:
-        done = finish(self.begin(out, store), timeout=300)
-        if any(status for status, *_ in done):
-            raise SystemExit(f"an evaluation that nobody killed failed:\n{done[0][2]}")
+        if any(self.finish(self.begin(out, store), timeout=300)):
+            raise SystemExit(f"an evaluation that nobody killed failed:\n{self.said()}")
 
     def one(self, rng: random.Random) -> None:
         """Kill one at a random moment, look at what it left, and run it again."""
@@ -111,19 +161,18 @@ class Trial:
         moment, victim = rng.uniform(0, 1.05 * self.seconds), rng.randrange(self.processes)
         running = self.begin("out", "store")
         time.sleep(moment)
-        running[victim].send_signal(signal.SIGKILL)
+        running[victim].kill()
         killed = time.monotonic()
         told = f"process {victim} killed after {moment:.2f} s"
-        try:
-            done = finish(running, timeout=4 * TIMEOUT)
-        except Exception as error:
-            self.wrong.append(f"{told}: the others did not end: {type(error).__name__}")
+        done = self.finish(running, timeout=4 * TIMEOUT)
+        if None in done:
+            self.wrong.append(f"{told}: the others did not end: {done}")
             return
         self.ends.append(time.monotonic() - killed)
-        self.look(told, whole=all(status == 0 for status, *_ in done))
-        done = finish(self.begin("out", "store"), timeout=300)
-        if any(status for status, *_ in done):
-            self.wrong.append(f"{told}: the rerun failed: {done[0][2][-500:]}")
+        self.killed += done[victim] == -signal.SIGKILL
+        self.look(told, whole=not any(done))
+        if any(self.finish(self.begin("out", "store"), timeout=300)):
+            self.wrong.append(f"{told}: the rerun failed: {self.said()}")
         self.look(f"{told}: after the rerun", whole=True)
 
     def look(self, told: str, whole: bool) -> None:
@@ -152,11 +201,13 @@ def main() -> None:
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(Path(folder), options.processes)
-        for _ in tqdm(range(options.runs)):
-            trial.one(rng)
+        with contextlib.suppress(KeyboardInterrupt):  # what was seen until then is told
+            for _ in tqdm(range(options.runs)):
+                trial.one(rng)
     print(
-        f"{options.runs} runs of {options.processes} process(es), {trial.seconds:.1f} s each where nobody is killed: "
-        f"{len(trial.wrong)} wrong; the others ended {statistics.median(trial.ends):.1f} s after the kill "
+        f"{len(trial.ends)} runs of {options.processes} process(es), {trial.seconds:.1f} s each where nobody is killed: "
+        f"{trial.killed} killed before their end; {len(trial.wrong)} wrong; "
+        f"the others ended {statistics.median(trial.ends):.1f} s after the kill "
         f"(median), {max(trial.ends):.1f} s at most (told to wait {TIMEOUT} s)"
     )
     print("\n".join(trial.wrong))
