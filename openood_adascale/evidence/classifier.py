@@ -15,7 +15,7 @@ from .. import equations
 from ..errors import HeadMismatch
 from .batching import Sizes
 from .dataset import global_random_state, undisturbed
-from .head import Head, Output, head_of, logits_of, statistics_input
+from .head import Head, Output, called, head_of, logits_of, statistics_input
 from .modes import batch_dependent, frozen, unwrap
 
 
@@ -50,7 +50,9 @@ class Classifier:
             self._layer, self._call, logits, activation = self._find_head(images.clone())
             self._returns_feature = self._try_return_feature(images.clone(), logits, activation)
             draws = global_random_state() != before
-            again, alone = (logits_of(self.network, self._run(some.clone())) for some in (images, images[:1]))
+            again, alone = (
+                logits_of(self.network, called(self.network, some.clone())) for some in (images, images[:1])
+            )
             together = batch_dependent(self.network)
         self.stochastic = draws or not _same_numbers(again, logits)
         """Whether the network says something else of an image each time."""
@@ -86,7 +88,7 @@ class Classifier:
         layers = [module for module in self.network.modules() if _is_linear(module)]
         handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
         try:
-            logits = logits_of(self.network, self._run(images))
+            logits = logits_of(self.network, called(self.network, images))
         finally:
             for handle in handles:
                 handle.remove()
@@ -203,24 +205,6 @@ class Classifier:
         """The head's weight and bias as they are now, detached, in the statistics' precision at least float32."""
         return head_of(self._layer)
 
-    def _run(self, images: Tensor, **keywords: Any) -> Any:
-        """What the network returns; where it raises an error, that is told with what it was given."""
-        try:
-            return self.network(images, **keywords)
-        except (MemoryError, torch.cuda.OutOfMemoryError):
-            raise
-        except Exception as error:
-            name = type(self.network).__name__
-            if type(error).__module__.startswith("torch._dynamo"):
-                raise RuntimeError(
-                    f"network: {name} is compiled with fullgraph=True, which leaves no place to read the activation at; "
-                    "compile it without fullgraph, or give the network that was compiled (its _orig_mod)"
-                ) from error
-            raise RuntimeError(
-                f"network: {name} fails on images of shape {tuple(images.shape)}, {images.dtype}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
     def __call__(self, images: Tensor) -> Output:
         """Logits and activation of (B, ...) images; the caller sets mode and gradients (see :func:`frozen`)."""
         seen: list[tuple[Any, Any]] = []
@@ -234,9 +218,9 @@ class Classifier:
         try:
             feature = None
             if self._returns_feature:
-                logits, feature = self._run(images, return_feature=True)
+                logits, feature = called(self.network, images, return_feature=True)
             else:
-                logits = logits_of(self.network, self._run(images))
+                logits = logits_of(self.network, called(self.network, images))
         finally:
             handle.remove()
         if len(seen) <= self._call:

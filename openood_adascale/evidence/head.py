@@ -37,6 +37,39 @@ def head_of(layer: Any) -> Head:
     return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight.dtype))
 
 
+def called(network: nn.Module, images: Tensor, **keywords: Any) -> Any:
+    """What ``network`` returns. Where one of torch's layers in it cannot take what it is given, that is told with what the
+    network was given; errors of the network's own code come through.
+
+    Raises:
+        RuntimeError: as told; or the network is compiled as one whole.
+    """
+    try:
+        return network(images, **keywords)
+    except Exception as error:
+        name = type(network).__name__
+        if type(error).__module__.startswith("torch._dynamo"):
+            raise RuntimeError(
+                f"network: {name} is compiled with fullgraph=True, which leaves no place to read the activation at; "
+                "compile it without fullgraph, or give the network that was compiled (its _orig_mod)"
+            ) from error
+        if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or not _is_torchs(error):
+            raise
+        raise RuntimeError(
+            f"network: {name} fails on images of shape {tuple(images.shape)}, {images.dtype}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _is_torchs(error: Exception) -> bool:
+    """Whether a line of torch's raised it."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    module = "" if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] == "torch"
+
+
 def logits_of(network: nn.Module, output: Any) -> Tensor:
     """The (B, C) logits in what ``network`` returned: a tensor, or an object that has them as ``logits``.
 
