@@ -1,0 +1,244 @@
+"""Mutation testing of the core: a sample of small wrong changes, of which the tests must notice each.
+
+The changes are those of mutmut (``pip install mutmut``), which makes them; what it would do with them, all in one file and
+all at once, digests of the package's files and subprocess tests do not bear. Here each is made alone, in a copy of the
+project, and the tests of its room run in a process forked from one that has torch loaded::
+
+    python tests/mutation/run.py --sample 400 --seed 0 --out mutants.jsonl
+    python tests/mutation/run.py --only evidence/rows.py:17        # one again, with what the tests print
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "openood_adascale"
+ROOMS = {
+    "equations.py": ["tests/test_equations.py", "tests/detectors", "tests/evaluation"],
+    "metrics.py": ["tests/test_metrics.py", "tests/evaluation"],
+    "evidence/": ["tests/evidence", "tests/detectors", "tests/evaluation", "tests/distributed"],
+    "detectors/": ["tests/detectors", "tests/evidence", "tests/evaluation"],
+}
+"""What is changed, and the tests that have to notice: a file's own first."""
+PATIENCE = 900.0
+"""Seconds after which a change counts as noticed: something goes on forever."""
+KILLED, SURVIVED, TIMEOUT = "killed", "survived", "timeout"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one file; ``name`` is the file and the change's number in it."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+
+    @property
+    def diff(self) -> str:
+        lines = difflib.unified_diff(self.before.splitlines(), self.after.splitlines(), lineterm="", n=0)
+        return "\n".join(line for line in lines if not line.startswith(("---", "+++")))
+
+
+def mutants_of(file: str) -> Iterator[Mutant]:
+    """All changes of a file that change more than its annotations."""
+    from mutmut.mutation.file_mutation import create_mutations
+
+    code = (ROOT / PACKAGE / file).read_text()
+    module, mutations, *_ = create_mutations(file, code)
+    for number, mutation in enumerate(mutations):
+        after = module.deep_replace(mutation.original_node, mutation.mutated_node).code
+        if ast.dump(ast.parse(after)) != ast.dump(ast.parse(code)):
+            yield Mutant(f"{file}:{number}", file, code, after)
+
+
+def files() -> list[str]:
+    found: list[str] = []
+    for room in ROOMS:
+        path = ROOT / PACKAGE / room
+        found += sorted(f"{room}{one.name}" for one in path.glob("*.py")) if room.endswith("/") else [room]
+    return found
+
+
+def sample(count: int, seed: int) -> list[Mutant]:
+    """``count`` changes of all there are, each as likely as another."""
+    every = [mutant for file in files() for mutant in mutants_of(file)]
+    print(f"{len(every)} mutants of {len(files())} files", flush=True)
+    return random.Random(seed).sample(every, min(count, len(every)))
+
+
+def tests_for(file: str) -> list[str]:
+    """Paths for pytest, likely ones first."""
+    rooms = next(tests for room, tests in ROOMS.items() if file.startswith(room))
+    stem = Path(file).stem.rstrip("s")
+    first = sorted(str(path.relative_to(ROOT)) for path in (ROOT / rooms[0]).glob(f"test_*{stem}*.py"))
+    return [*first, *rooms]
+
+
+class Copy:
+    """The project in a folder of its own, in which one change at a time is made and tested."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        keep_out = shutil.ignore_patterns(
+            ".git", "site", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
+        )
+        shutil.copytree(ROOT, folder, ignore=keep_out)
+
+    def test(self, file: str, code: str | None, output: Path) -> tuple[str, float]:
+        """Whether the tests notice that ``file`` is ``code``, and in how many seconds; what they print is in ``output``."""
+        path = self.folder / PACKAGE / file
+        before = path.read_text()
+        begun = time.monotonic()
+        try:
+            if code is not None:
+                path.write_text(code)
+            status = self._forked(tests_for(file), output)
+        finally:
+            path.write_text(before)
+        return status, time.monotonic() - begun
+
+    def _forked(self, tests: Sequence[str], output: Path) -> str:
+        child = os.fork()
+        if child == 0:
+            self._run(tests, output)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() > deadline:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return TIMEOUT
+            time.sleep(0.05)
+        return SURVIVED if status == 0 else KILLED
+
+    def _run(self, tests: Sequence[str], output: Path) -> None:
+        os.setsid()
+        status = 70
+        try:
+            for number, mode in ((1, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), (2, os.O_WRONLY | os.O_APPEND)):
+                os.dup2(os.open(output, mode), number)
+            os.chdir(self.folder)
+            os.environ["PYTHONPATH"] = str(self.folder)
+            sys.path.insert(0, str(self.folder))
+            sys.dont_write_bytecode = True
+            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            import pytest
+
+            status = int(
+                pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests])
+            )
+        finally:
+            sys.stdout.flush()
+            os.killpg(0, signal.SIGKILL) if status == 70 else os._exit(status)
+
+
+def load() -> None:
+    """Have in memory what every test would load, but nothing of this package."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    for name in (
+        "torch",
+        "torchvision",
+        "numpy",
+        "pandas",
+        "scipy.stats",
+        "sklearn.metrics",
+        "hypothesis",
+        "pytest",
+    ):
+        __import__(name)
+    del os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"]
+    assert PACKAGE not in sys.modules
+
+
+def run(mutants: Sequence[Mutant], processes: int, out: Path | None) -> list[dict[str, object]]:
+    """Test each; what is found is written line by line, and what ``out`` has already is not tested again."""
+    results = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
+    known = {(one["name"], one["diff"]) for one in results}
+    left = [mutant for mutant in mutants if (mutant.name, mutant.diff) not in known]
+    with tempfile.TemporaryDirectory() as folder:
+        copies: Queue[Copy] = Queue()
+        for number in range(processes):
+            copies.put(Copy(Path(folder, str(number))))
+
+        def one(mutant: Mutant) -> None:
+            copy = copies.get()
+            output = copy.folder.with_suffix(".txt")
+            try:
+                status, seconds = copy.test(mutant.file, mutant.after, output)
+                failed = [
+                    x
+                    for x in output.read_text(errors="replace").splitlines()
+                    if x.startswith(("FAILED", "ERROR"))
+                ]
+            finally:
+                copies.put(copy)
+            found = {"name": mutant.name, "status": status, "seconds": round(seconds, 1), "diff": mutant.diff}
+            results.append({**found, "by": failed[:1]})
+            if out:
+                with out.open("a") as file:
+                    file.write(json.dumps(results[-1]) + "\n")
+            print(f"{len(results)}/{len(mutants)} {status} {mutant.name} {seconds:.0f} s", flush=True)
+
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(one, left))
+    return results
+
+
+def tell(results: Sequence[dict[str, object]]) -> None:
+    """The survivors, and the figure."""
+    for one in results:
+        if one["status"] == SURVIVED:
+            print(f"\n{one['name']}\n{one['diff']}")
+    counts = Counter(str(one["status"]) for one in results)
+    noticed = counts[KILLED] + counts[TIMEOUT]
+    print(
+        f"\n{noticed} of {len(results)} noticed ({100 * noticed / max(1, len(results)):.1f} %): {dict(counts)}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sample", type=int, default=400, help="changes, drawn from all there are")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, help="JSON lines; a run that was stopped goes on from it")
+    parser.add_argument("--only", help="one change, such as evidence/rows.py:17")
+    arguments = parser.parse_args()
+    os.chdir(ROOT)  # where mutmut looks for its settings
+    load()
+    if arguments.only:
+        file = arguments.only.rpartition(":")[0]
+        chosen = [mutant for mutant in mutants_of(file) if mutant.name == arguments.only]
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder, "output.txt")
+            status, _ = Copy(Path(folder, "copy")).test(file, chosen[0].after, output)
+            print(chosen[0].diff, output.read_text(), status, sep="\n")
+        return
+    tell(run(sample(arguments.sample, arguments.seed), arguments.processes, arguments.out))
+
+
+if __name__ == "__main__":
+    main()
