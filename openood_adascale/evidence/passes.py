@@ -128,12 +128,20 @@ def workers_of(loader: Any) -> int:
     Raises:
         SettingError: the variable is no whole number from 0 on.
     """
+    chosen = chosen_workers()
+    return int(loader.num_workers) if chosen is None else chosen
+
+
+def chosen_workers() -> int | None:
+    """``OPENOOD_ADASCALE_WORKERS``, if it is set.
+
+    Raises:
+        SettingError: it is no whole number from 0 on.
+    """
     text = os.environ.get(WORKERS, "").strip()
-    if not text:
-        return int(loader.num_workers)
-    if not text.isdecimal():
+    if text and not text.isdecimal():
         raise SettingError(WORKERS, text, "a whole number from 0 on")
-    return int(text)
+    return int(text) if text else None
 
 
 def shared_size(size: int, count: int, processes: int, unit: int = 1) -> int:

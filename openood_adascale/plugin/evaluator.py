@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ class EvaluatorPatch:
             if replay is None:
                 original(evaluator, *args, **kwargs)
             else:
+                args, kwargs = _with_workers(original, evaluator, args, kwargs)
                 replay.construct(original, evaluator, args, kwargs)
 
         return __init__
@@ -103,6 +105,20 @@ class EvaluatorPatch:
                     f"cannot take part in {MODULE}, which works as without this package: {type(error).__name__}: {error}"
                 )
         return self._replay
+
+
+def _with_workers(
+    original: Callable[..., None], evaluator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, with the processes that read images as the user has chosen them for all loaders."""
+    from ..evidence.passes import chosen_workers
+
+    workers = chosen_workers()
+    if workers is None:
+        return args, kwargs
+    bound = inspect.signature(original).bind_partial(evaluator, *args, **kwargs)
+    bound.arguments["num_workers"] = workers
+    return bound.args[1:], bound.kwargs
 
 
 def _wants_csid(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

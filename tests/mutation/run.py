@@ -11,7 +11,6 @@ project, and the tests of its room run in a process forked from one that has tor
 from __future__ import annotations
 
 import argparse
-import ast
 import difflib
 import json
 import os
@@ -22,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,16 +56,22 @@ class Mutant:
         return "\n".join(line for line in lines if not line.startswith(("---", "+++")))
 
 
-def mutants_of(file: str) -> Iterator[Mutant]:
-    """All changes of a file that change more than its annotations."""
-    from mutmut.mutation.file_mutation import create_mutations
+class Changed:
+    """A file and all of mutmut's changes of it."""
 
-    code = (ROOT / PACKAGE / file).read_text()
-    module, mutations, *_ = create_mutations(file, code)
-    for number, mutation in enumerate(mutations):
-        after = module.deep_replace(mutation.original_node, mutation.mutated_node).code
-        if ast.dump(ast.parse(after)) != ast.dump(ast.parse(code)):
-            yield Mutant(f"{file}:{number}", file, code, after)
+    def __init__(self, file: str) -> None:
+        from mutmut.mutation.file_mutation import create_mutations
+
+        self.file, self.code = file, (ROOT / PACKAGE / file).read_text()
+        self._module, self._mutations, *_ = create_mutations(file, self.code)
+
+    def __len__(self) -> int:
+        return len(self._mutations)
+
+    def mutant(self, number: int) -> Mutant:
+        one = self._mutations[number]
+        after = self._module.deep_replace(one.original_node, one.mutated_node).code
+        return Mutant(f"{self.file}:{number}", self.file, self.code, after)
 
 
 def files() -> list[str]:
@@ -79,9 +84,12 @@ def files() -> list[str]:
 
 def sample(count: int, seed: int) -> list[Mutant]:
     """``count`` changes of all there are, each as likely as another."""
-    every = [mutant for file in files() for mutant in mutants_of(file)]
+    every = [(changed, number) for changed in map(Changed, files()) for number in range(len(changed))]
     print(f"{len(every)} mutants of {len(files())} files", flush=True)
-    return random.Random(seed).sample(every, min(count, len(every)))
+    return [
+        changed.mutant(number)
+        for changed, number in random.Random(seed).sample(every, min(count, len(every)))
+    ]
 
 
 def tests_for(file: str) -> list[str]:
@@ -180,6 +188,7 @@ def run(mutants: Sequence[Mutant], processes: int, out: Path | None) -> list[dic
         copies: Queue[Copy] = Queue()
         for number in range(processes):
             copies.put(Copy(Path(folder, str(number))))
+        require_passing(copies.queue[0], Path(folder, "unchanged.txt"))
 
         def one(mutant: Mutant) -> None:
             copy = copies.get()
@@ -203,6 +212,15 @@ def run(mutants: Sequence[Mutant], processes: int, out: Path | None) -> list[dic
         with ThreadPoolExecutor(processes) as pool:
             list(pool.map(one, left))
     return results
+
+
+def require_passing(copy: Copy, output: Path) -> None:
+    """Without a change the tests of each room have to pass, alone in their process as they are."""
+    for file in ("equations.py", "metrics.py", "evidence/rows.py", "detectors/base.py"):
+        status, seconds = copy.test(file, None, output)
+        print(f"unchanged, tests of {file}: {seconds:.0f} s", flush=True)
+        if status != SURVIVED:
+            raise SystemExit(f"the tests of {file} fail without a change:\n{output.read_text()[-3000:]}")
 
 
 def tell(results: Sequence[dict[str, object]]) -> None:
@@ -230,12 +248,12 @@ def main() -> None:
     os.chdir(ROOT)  # where mutmut looks for its settings
     load()
     if arguments.only:
-        file = arguments.only.rpartition(":")[0]
-        chosen = [mutant for mutant in mutants_of(file) if mutant.name == arguments.only]
+        file, _, number = arguments.only.rpartition(":")
+        mutant = Changed(file).mutant(int(number))
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, "output.txt")
-            status, _ = Copy(Path(folder, "copy")).test(file, chosen[0].after, output)
-            print(chosen[0].diff, output.read_text(), status, sep="\n")
+            status, _ = Copy(Path(folder, "copy")).test(file, mutant.after, output)
+            print(mutant.diff, output.read_text(), status, sep="\n")
         return
     tell(run(sample(arguments.sample, arguments.seed), arguments.processes, arguments.out))
 

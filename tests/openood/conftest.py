@@ -219,15 +219,17 @@ def small_evaluator(evaluator_kwargs, small_net):
 def run_script(checkout: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """run_script(args, env=None, timeout=600, check=True): `python <args>` in the private checkout.
 
-    `env` is added to the environment. If the script fails, so does the test, with the end of its output,
-    unless `check` is False.
+    `env` is added to the environment, to one in which no loader starts processes of its own (OpenOOD's scripts start 8
+    for each loader, whatever the machine). If the script fails, so does the test, with the end of its output, unless
+    `check` is False.
     """
 
     def run(
         args: list[str], env: dict[str, str] | None = None, timeout: float = 600, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *map(str, args)]
-        full_env = {**os.environ, "PYTHONPATH": python_path(checkout), **(env or {})}
+        alone = {"OPENOOD_ADASCALE_WORKERS": "0", "PYTHONPATH": python_path(checkout)}
+        full_env = {**os.environ, **alone, **(env or {})}
         try:
             done = subprocess.run(
                 command,

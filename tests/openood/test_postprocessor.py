@@ -18,6 +18,22 @@ from openood_postprocessing import (
 )
 
 
+@pytest.mark.parametrize("name", ["adascale", "msp"])
+def test_processes_that_read_images(make_evaluator, monkeypatch, name):
+    """For all loaders, OpenOOD's own included, as the user's variable has them."""
+    for told, workers in (("", 3), ("2", 2), ("0", 0)):
+        monkeypatch.setenv("OPENOOD_ADASCALE_WORKERS", told)
+        loaders = make_evaluator(name, num_workers=3).dataloader_dict
+        known = loaders["id"]
+        for loader in (known["train"], known["val"], known["test"], loaders["ood"]["near"]["tin"]):
+            assert loader.num_workers == workers
+    monkeypatch.setenv("OPENOOD_ADASCALE_WORKERS", "-1")
+    with pytest.raises(
+        ValueError, match=r"OPENOOD_ADASCALE_WORKERS: '-1' is not allowed; expected a whole number"
+    ):
+        make_evaluator(name)
+
+
 def aurocs(printed: str) -> dict[str, float]:
     """What a search printed, by the candidate's percentiles."""
     found = re.findall(r"Hyperparam: \[(\[.*?\]).*\], auroc: ([\d.]+)", printed)
