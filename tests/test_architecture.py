@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "openood_adascale"
 # From the bottom up; a room may import those before it, and itself.
 ROOMS = [
-    "openood_adascale_autoload", "_version", "errors", "memory", "equations", "metrics", "distributed", "evidence",
+    "openood_adascale_autoload", "_version", "errors", "files", "memory", "equations", "metrics", "distributed", "evidence",
     "detectors", "evaluation", "published", "reporting", "integrations", "plugin", "demo", "cli", "__main__",
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

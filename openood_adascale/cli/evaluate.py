@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
+from ..files import replacing
 from .options import add_network, add_pictures, add_precision, add_reading, pictures_chosen
 from .output import complain
 
@@ -71,6 +72,7 @@ def execute(options: argparse.Namespace) -> int:
     try:
         chosen = choices(options)
         _check_report(chosen)  # what is wrong is to be known before the passes
+        _write_choices(chosen)
         # Late, since they import torch.
         from ..evaluation.own_images import evaluate_folders
         from ..plugin.process import keep_memory
@@ -161,10 +163,22 @@ def _check_report(chosen: dict[str, Any]) -> None:
     whose(Identity(""), wanted.get("published"))
 
 
-def _write(chosen: dict[str, Any], results: dict[str, Any]) -> None:
+def _write_choices(chosen: dict[str, Any]) -> None:
+    """What was asked for, for another time; that the folder can be written to is known from this."""
     import yaml
 
     from .. import __version__
+
+    out = Path(chosen["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    was_run = {name: value for name, value in chosen.items() if value is not None}
+    text = yaml.safe_dump(was_run, sort_keys=False, allow_unicode=True)
+    again = "again by: openood-adascale evaluate --config evaluate.yml"
+    with replacing(out / "evaluate.yml") as beside:
+        beside.write_text(f"# What openood-adascale {__version__} ran; {again}\n{text}", encoding="utf-8")
+
+
+def _write(chosen: dict[str, Any], results: dict[str, Any]) -> None:
     from ..evaluation.tables import save_csv
     from ..reporting import image_table
     from ..reporting.gather import from_results
@@ -175,14 +189,9 @@ def _write(chosen: dict[str, Any], results: dict[str, Any]) -> None:
         save_csv(result.table, out / "ood" / f"{name}.csv")
         if result.search is not None:
             (out / "search").mkdir(parents=True, exist_ok=True)
-            result.search.to_csv(out / "search" / f"{name}.csv", index=False)
+            with replacing(out / "search" / f"{name}.csv") as beside:
+                result.search.to_csv(beside, index=False)
     image_table.write(results, out / image_table.NAME)
-    was_run = {name: value for name, value in chosen.items() if value is not None}
-    text = yaml.safe_dump(was_run, sort_keys=False, allow_unicode=True)
-    (out / "evaluate.yml").write_text(
-        f"# What openood-adascale {__version__} ran; again by: openood-adascale evaluate --config evaluate.yml\n{text}",
-        encoding="utf-8",
-    )
     run = from_results(results, title=str(chosen["network"]))
     page = write(run, out / "report", **pictures_chosen(chosen))
     print(f"Tables are in {out / 'ood'}, the report is {page}")

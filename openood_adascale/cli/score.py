@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from ..files import replacing
 from .options import add_network, add_reading
 from .output import complain
 
@@ -78,11 +79,9 @@ def _opened(path: str | None) -> Iterator[IO[str]]:
         yield sys.stdout
         return
     place = Path(path)
-    beside = place.with_name(f".{place.name}.tmp")
     # Names that are no text in UTF-8 are kept as they are.
-    try:
-        with beside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield file
-        beside.replace(place)
-    finally:
-        beside.unlink(missing_ok=True)
+    with (
+        replacing(place) as beside,
+        beside.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        yield file

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import DetectorFileError
+from ..files import replacing
 from .calibration import Validation
 from .registry import METHODS, Method
 from .settings import Settings
@@ -95,13 +95,9 @@ def write(
     about["digest"] = _digest(about, tensors)
     # One key: of several, safetensors would write the order as it comes.
     content = save(tensors, {_KEY: json.dumps(about, sort_keys=True)})
-    beside = place.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        try:
+        with replacing(place) as beside:
             beside.write_bytes(content)
-            os.replace(beside, place)
-        finally:
-            beside.unlink(missing_ok=True)
     except OSError as error:
         raise DetectorFileError(
             f"{place}: it cannot be written: {error.strerror or error}; expected the name of a file in a folder that is "

@@ -25,6 +25,12 @@ def _be_deterministic(told: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(told[0], warn_only=told[1])
 
 
+def _has(backend: Any, name: str) -> bool:
+    with suppress(AssertionError):  # which torch.backends.cuda.matmul raised before torch 2.4
+        return hasattr(backend, name)
+    return False
+
+
 # torch's newer names of what float32_matmul_precision and allow_tf32 say; both say the same of one process.
 _NEWER = {
     "fp32": torch.backends,
@@ -47,7 +53,7 @@ _SETTINGS: dict[str, Setting] = {
     **{
         f"{name}.fp32_precision": _of(part, "fp32_precision")
         for name, part in _NEWER.items()
-        if hasattr(part, "fp32_precision")
+        if _has(part, "fp32_precision")
     },
 }
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..files import replacing
+
 
 def save_csv(tables: pd.DataFrame | Sequence[pd.DataFrame], path: str | Path) -> pd.DataFrame:
     """Write a table in OpenOOD's format and return what was written.
@@ -45,5 +47,6 @@ def save_csv(tables: pd.DataFrame | Sequence[pd.DataFrame], path: str | Path) ->
             text.iat[row, column] = f"{mean[row, column]:.2f} \u00b1 {std[row, column]:.2f}"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text.to_csv(path)
+    with replacing(path) as beside:
+        text.to_csv(beside)
     return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,23 +52,37 @@ def _refused(name: str, allowed: str) -> SettingError:
     return SettingError("weights", name, allowed)
 
 
+def _more_than_weights(name: str, what: str) -> SettingError:
+    return _refused(
+        name,
+        f"nothing but weights: it holds {what}, too, and reading that would execute code. Where you trust the "
+        "file: torch.save(torch.load(FILE, weights_only=False), …) of its state_dict() alone",
+    )
+
+
+def _is_torchscript(name: str) -> bool:
+    """Whether torch takes it for such a program."""
+    if not zipfile.is_zipfile(name):
+        return False
+    with zipfile.ZipFile(name) as archive:
+        return any(member.rpartition("/")[2] == "constants.pkl" for member in archive.namelist())
+
+
 def _unpickled(name: str) -> Any:
     try:
         # Before torch 2.6 weights_only did not hold for this format (CVE-2025-32434); nobody writes it any more.
         if tarfile.is_tarfile(name):
             raise _refused(name, "what torch.save writes, not a tar archive")
+        # Nor does it, before torch 2.6, for what torch.jit.save writes.
+        if _is_torchscript(name):
+            raise _more_than_weights(name, "a TorchScript program")
         return torch.load(name, map_location="cpu", weights_only=True)
     except SettingError:
         raise
     except Exception as error:  # of broken files, torch's reader raises whatever its parts do
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found or "TorchScript" in str(error):
-            what = found[1] if found else "a TorchScript program"
-            raise _refused(
-                name,
-                f"nothing but weights: it holds {what}, too, and reading that would execute code. Where you trust the "
-                "file: torch.save(torch.load(FILE, weights_only=False), …) of its state_dict() alone",
-            ) from error
+        if found:
+            raise _more_than_weights(name, found[1]) from error
         # Without torch's advice to read it with weights_only=False.
         told = re.search(r"WeightsUnpickler error: (.*)", str(error))
         why = told[1] if told else (str(error).strip() or type(error).__name__).splitlines()[0]

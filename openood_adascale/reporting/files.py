@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 import sys
 import unicodedata
 from pathlib import Path
 
 from ..errors import ResultError
+from ..files import replacing
 
 _LONGEST_SLUG = 150  # bytes; a file's name has 255 at most places
 
@@ -56,14 +55,8 @@ class OutputFolder:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-        beside = self.path / f".{secrets.token_hex(8)}.tmp"
-        try:
-            with beside.open("xb") as file:
-                file.write(data)
-            os.replace(beside, self.path / name)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        with replacing(self.path / name) as beside, beside.open("xb") as file:
+            file.write(data)
         return self.path / name
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ import numpy as np
 
 from ..errors import ResultError
 from ..evaluation.per_image import PerImage
+from ..files import replacing
 from .names import AVERAGES
 from .scores import Scores, finite
 from .text import is_name, shortened
@@ -52,18 +52,15 @@ def write(results: Mapping[str, Result], path: str | Path) -> Path:
         _check_same(names[0], first, name, results[name])
     columns = _columns(results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        # Names of files can be in other encodings: they are kept as they are.
-        with beside.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*COLUMNS, *columns])
-            for side, key in _sets(first):
-                writer.writerows(_rows(side, key, first, [values(key) for values in columns.values()]))
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    # Names of files can be in other encodings: they are kept as they are.
+    with (
+        replacing(path) as beside,
+        beside.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, *columns])
+        for side, key in _sets(first):
+            writer.writerows(_rows(side, key, first, [values(key) for values in columns.values()]))
     return path
 
 
