@@ -52,10 +52,19 @@ def launched_team(device: str | None = None) -> Iterator[Team | Servant | None]:
         if int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) <= count:
             wire = torch.device("cuda", place % count)
     store, rank, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=patience())))
+    store = _of_this_attempt(store)
     backend = "gloo" if wire.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     yield _member(store, wire)
     dist.destroy_process_group()  # after an error, others may be gone
+
+
+def _of_this_attempt(store: Any) -> Any:
+    """After ``torchrun --max-restarts`` has started all processes of a machine again, its store has what the earlier ones
+    said. Where there are more machines, each start has a store of its own, and their counts of starts can differ."""
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return store
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def callers_team() -> Team | Servant | None:
