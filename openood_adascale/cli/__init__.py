@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from .. import __version__
-from .output import ClosedEarly, forgiving_output
+from ..errors import ProcessLost
+from .output import ClosedEarly, complain, forgiving_output
 
 COMMANDS = {
     "demo": "train a small network on images that pip installed, search, evaluate every method and draw",
@@ -74,18 +75,24 @@ def _execute_in_group(options: argparse.Namespace) -> int:
     """Under torchrun: process 0 runs the command, and its passes over images on all processes."""
     if options.command not in PASSES:
         return int(options.execute(options)) if os.environ.get("RANK") == "0" else 0
-    from ..distributed.servant import Servant  # imports torch
+    from ..distributed.servant import LOST, Servant  # imports torch
     from ..distributed.start import launched_team
     from ..plugin.process import keep_memory
     from ..plugin.registration import register
 
     device = getattr(options, "device", None) or os.environ.get("OPENOOD_DEVICE") or None
-    with launched_team(device) as team:
-        if not isinstance(team, Servant):
-            with nullcontext() if team is None else team.directing():
-                return int(options.execute(options))
-        register()
-        if device in (None, "cpu"):
-            keep_memory()
-        team.serve()
+    try:
+        with launched_team(device) as team:
+            if not isinstance(team, Servant):
+                with nullcontext() if team is None else team.directing():
+                    return int(options.execute(options))
+            register()
+            if device in (None, "cpu"):
+                keep_memory()
+            team.serve()
+    except ProcessLost as error:
+        complain(
+            f"openood-adascale {options.command}: {error}; what is stored is kept, and a rerun goes on from there"
+        )
+        return LOST
     return 0
