@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from .._version import __version__
-from .links import patience
+from .links import lost_if_it_fails, patience
 from .servant import Servant
 from .team import Team
 
@@ -51,10 +51,12 @@ def launched_team(device: str | None = None) -> Iterator[Team | Servant | None]:
         # nccl takes one process per GPU.
         if int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) <= count:
             wire = torch.device("cuda", place % count)
-    store, rank, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=patience())))
-    store = _of_this_attempt(store)
+    waits = datetime.timedelta(seconds=patience())
     backend = "gloo" if wire.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    with lost_if_it_fails(lambda: "one of the processes"):
+        store, rank, size = next(dist.rendezvous("env://", timeout=waits))
+        store = _of_this_attempt(store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     yield _member(store, wire)
     dist.destroy_process_group()  # after an error, others may be gone
 
