@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for the tests of a row")
     arguments = parser.parse_args()
-    out = arguments.out or Path(tempfile.mkdtemp())
+    out = (arguments.out or Path(tempfile.mkdtemp())).resolve()  # commands run in other folders
     print(f"| | Python | {' | '.join(TOLD)} | tests |\n|{'---|' * (len(TOLD) + 3)}", flush=True)
     failed = False
     for name in arguments.only:
