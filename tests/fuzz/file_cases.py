@@ -16,6 +16,7 @@ from fuzz.watch import require
 
 from openood_adascale.detectors import file as detector_file
 from openood_adascale.detectors.adascale import AdaSCALE
+from openood_adascale.errors import StoreError
 from openood_adascale.evaluation.images import read_image
 from openood_adascale.evaluation.weights import fill, read_state_dict
 from openood_adascale.evidence.disk import open_store
@@ -159,6 +160,14 @@ def _store(rng: random.Random, folder: Path) -> None:
         if name != chosen:
             (folder / "store" / name).write_bytes(content)
     damage.put(rng, folder / "store" / chosen, contents[chosen], pipe=True)
+    try:
+        _read_store(folder, chosen)
+    except StoreError as error:  # what was computed can be computed again
+        require(not chosen.endswith(".safetensors"), f"a damaged shard ends a run: {error}")
+        raise
+
+
+def _read_store(folder: Path, chosen: str) -> None:
     for entry in open_store(folder / "store"):
         require(
             entry.size >= 0 and isinstance(entry.parts(), dict) and (entry.about is None or entry.about["D"]),
