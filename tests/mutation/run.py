@@ -2,7 +2,8 @@
 
 The changes are those of mutmut (``pip install mutmut``), which makes them; what it would do with them, all in one file and
 all at once, digests of the package's files and subprocess tests do not bear. Here each is made alone, in a copy of the
-project, and the tests of its room run in a process forked from one that has torch loaded::
+project, and the tests that run the changed function are run, quick ones first, in a process forked from one that has torch
+loaded. Which they are, pytest-cov finds out in a first run of all of them::
 
     python tests/mutation/run.py --sample 400 --seed 0 --out mutants.jsonl
     python tests/mutation/run.py --only evidence/rows.py:17        # one again, with what the tests print
@@ -11,6 +12,7 @@ project, and the tests of its room run in a process forked from one that has tor
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import json
 import os
@@ -26,16 +28,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "openood_adascale"
-ROOMS = {
-    "equations.py": ["tests/test_equations.py", "tests/detectors"],
-    "metrics.py": ["tests/test_metrics.py", "tests/evaluation/test_tables.py"],
-    "evidence/": ["tests/evidence", "tests/detectors"],
-    "detectors/": ["tests/detectors", "tests/evaluation/test_evaluate.py"],
-}
-"""What is changed, and the tests that have to notice: a file's own first."""
+CORE = ["equations.py", "metrics.py", "evidence/", "detectors/"]
+"""What is changed."""
+TESTS = [
+    "tests/test_equations.py",
+    "tests/test_metrics.py",
+    "tests/evidence",
+    "tests/detectors",
+    "tests/evaluation/test_tables.py",
+    "tests/evaluation/test_evaluate.py",
+]
+"""The tests that have to notice."""
 PATIENCE = 900.0
 """Seconds after which a change counts as noticed: something goes on forever."""
 KILLED, SURVIVED, TIMEOUT = "killed", "survived", "timeout"
@@ -76,7 +83,7 @@ class Changed:
 
 def files() -> list[str]:
     found: list[str] = []
-    for room in ROOMS:
+    for room in CORE:
         path = ROOT / PACKAGE / room
         found += sorted(f"{room}{one.name}" for one in path.glob("*.py")) if room.endswith("/") else [room]
     return found
@@ -92,12 +99,46 @@ def sample(count: int, seed: int) -> list[Mutant]:
     ]
 
 
-def tests_for(file: str) -> list[str]:
-    """Paths for pytest, likely ones first."""
-    rooms = next(tests for room, tests in ROOMS.items() if file.startswith(room))
-    stem = Path(file).stem.rstrip("s")
-    first = sorted(str(path.relative_to(ROOT)) for path in (ROOT / rooms[0]).glob(f"test_*{stem}*.py"))
-    return [*first, *rooms]
+class Covering:
+    """Which tests run which lines, and in how many seconds; from pytest-cov's file and pytest's JUnit XML."""
+
+    def __init__(self, folder: Path, coverage: Path, seconds: Path) -> None:
+        from coverage import CoverageData
+
+        self._package = folder / PACKAGE
+        self._data = CoverageData(str(coverage))
+        self._data.read()
+        cases = ElementTree.parse(seconds).iter("testcase")
+        self._seconds = Counter[str]()
+        for case in cases:
+            self._seconds[f"{case.get('classname')}.{case.get('name')}"] += float(case.get("time", 0))
+
+    def tests(self, mutant: Mutant) -> list[str]:
+        """For pytest, the quickest first; all there are for a line that runs only when its file is imported."""
+        lines = self._data.contexts_by_lineno(str(self._package / mutant.file))
+        names = {
+            context.rpartition("|")[0]
+            for line in function_around(mutant)
+            for context in lines.get(line, ())
+            if context
+        }
+        return sorted(names, key=self._time) or TESTS
+
+    def _time(self, name: str) -> float:
+        path, _, test = name.partition("::")
+        return self._seconds[f"{path.removesuffix('.py').replace('/', '.')}.{test}"]
+
+
+def function_around(mutant: Mutant) -> range:
+    """The lines of the smallest function in which the change is, its own where it is in none."""
+    matcher = difflib.SequenceMatcher(None, mutant.before.splitlines(), mutant.after.splitlines(), False)
+    changed = next(start for tag, start, *_ in matcher.get_opcodes() if tag != "equal") + 1
+    functions = [
+        range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        for node in ast.walk(ast.parse(mutant.before))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    return min((one for one in functions if changed in one), key=len, default=range(changed, changed + 1))
 
 
 class Copy:
@@ -110,23 +151,31 @@ class Copy:
         )
         shutil.copytree(ROOT, folder, ignore=keep_out)
 
-    def test(self, file: str, code: str | None, output: Path) -> tuple[str, float]:
-        """Whether the tests notice that ``file`` is ``code``, and in how many seconds; what they print is in ``output``."""
-        path = self.folder / PACKAGE / file
-        before = path.read_text()
+    def test(self, mutant: Mutant, tests: Sequence[str], output: Path) -> tuple[str, float]:
+        """Whether ``tests`` notice the change, and in how many seconds; what they print is in ``output``."""
+        path = self.folder / PACKAGE / mutant.file
         begun = time.monotonic()
         try:
-            if code is not None:
-                path.write_text(code)
-            status = self._forked(tests_for(file), output)
+            path.write_text(mutant.after)
+            status = self._forked(["-x", *tests], output)
         finally:
-            path.write_text(before)
+            path.write_text(mutant.before)
         return status, time.monotonic() - begun
 
-    def _forked(self, tests: Sequence[str], output: Path) -> str:
+    def unchanged(self, output: Path) -> Covering:
+        """All tests without a change: they have to pass, alone in their process as they are."""
+        coverage, seconds = self.folder / ".coverage", output.with_suffix(".xml")
+        watch = [f"--cov={PACKAGE}", "--cov-context=test", "--cov-report=", f"--junitxml={seconds}"]
+        begun = time.monotonic()
+        if self._forked([*watch, *TESTS], output) != SURVIVED:
+            raise SystemExit(f"the tests fail without a change:\n{output.read_text()[-3000:]}")
+        print(f"unchanged: {time.monotonic() - begun:.0f} s", flush=True)
+        return Covering(self.folder, coverage, seconds)
+
+    def _forked(self, arguments: Sequence[str], output: Path) -> str:
         child = os.fork()
         if child == 0:
-            self._run(tests, output)
+            self._run(arguments, output)
         deadline = time.monotonic() + PATIENCE
         while True:
             done, status = os.waitpid(child, os.WNOHANG)
@@ -139,7 +188,7 @@ class Copy:
             time.sleep(0.05)
         return SURVIVED if status == 0 else KILLED
 
-    def _run(self, tests: Sequence[str], output: Path) -> None:
+    def _run(self, arguments: Sequence[str], output: Path) -> None:
         os.setsid()
         status = 70
         try:
@@ -152,9 +201,8 @@ class Copy:
             os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
             import pytest
 
-            status = int(
-                pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests])
-            )
+            always = ["-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+            status = int(pytest.main([*always, *arguments]))
         finally:
             sys.stdout.flush()
             os.killpg(0, signal.SIGKILL) if status == 70 else os._exit(status)
@@ -188,13 +236,13 @@ def run(mutants: Sequence[Mutant], processes: int, out: Path | None) -> list[dic
         copies: Queue[Copy] = Queue()
         for number in range(processes):
             copies.put(Copy(Path(folder, str(number))))
-        require_passing(copies.queue[0], Path(folder, "unchanged.txt"))
+        covering = copies.queue[0].unchanged(Path(folder, "unchanged.txt"))
 
         def one(mutant: Mutant) -> None:
             copy = copies.get()
             output = copy.folder.with_suffix(".txt")
             try:
-                status, seconds = copy.test(mutant.file, mutant.after, output)
+                status, seconds = copy.test(mutant, covering.tests(mutant), output)
                 failed = [
                     x
                     for x in output.read_text(errors="replace").splitlines()
@@ -212,15 +260,6 @@ def run(mutants: Sequence[Mutant], processes: int, out: Path | None) -> list[dic
         with ThreadPoolExecutor(processes) as pool:
             list(pool.map(one, left))
     return results
-
-
-def require_passing(copy: Copy, output: Path) -> None:
-    """Without a change the tests of each room have to pass, alone in their process as they are."""
-    for file in ("metrics.py", "evidence/rows.py", "detectors/base.py"):
-        status, seconds = copy.test(file, None, output)
-        print(f"unchanged, tests of {file}: {seconds:.0f} s", flush=True)
-        if status != SURVIVED:
-            raise SystemExit(f"the tests of {file} fail without a change:\n{output.read_text()[-3000:]}")
 
 
 def tell(results: Sequence[dict[str, object]]) -> None:
@@ -252,7 +291,7 @@ def main() -> None:
         mutant = Changed(file).mutant(int(number))
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, "output.txt")
-            status, _ = Copy(Path(folder, "copy")).test(file, mutant.after, output)
+            status, _ = Copy(Path(folder, "copy")).test(mutant, TESTS, output)
             print(mutant.diff, output.read_text(), status, sep="\n")
         return
     tell(run(sample(arguments.sample, arguments.seed), arguments.processes, arguments.out))
