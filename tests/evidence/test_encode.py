@@ -8,6 +8,7 @@ import reference
 import torch
 from conftest import TinyNet, make_images
 from torch import nn
+from untouched import same, snapshot
 
 from openood_adascale.errors import NotFinite
 from openood_adascale.evidence.classifier import Classifier
@@ -16,21 +17,6 @@ from openood_adascale.evidence.plan import Execution, Perturbation
 
 TRIVIAL = Perturbation("trivial", 0.05, 0.5)
 EVERY = [Perturbation(pixels, 0.05, 0.5) for pixels in ("trivial", "salient", "random", "all")]
-
-
-def snapshot(network):
-    return (
-        [
-            (name, m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
-            for name, m in network.named_modules()
-        ],
-        [(name, p.requires_grad, p.grad is None) for name, p in network.named_parameters()],
-        {name: value.clone() for name, value in network.state_dict().items()},
-    )
-
-
-def same(before, after):
-    return before[:2] == after[:2] and all(torch.equal(before[2][k], after[2][k]) for k in before[2])
 
 
 def slow_twin(network, images, pixels):
