@@ -147,6 +147,22 @@ def test_a_damaged_shard_is_made_again(tmp_path, network, damage):
     assert scores(network, tmp_path)[0] == 0
 
 
+def test_notes_say_what_is_there(tmp_path, network):
+    scores(network, tmp_path)
+    (about,) = tmp_path.rglob("about.json")
+    said = json.loads(about.read_text())
+    found = {name: said[name] for name in ("head", "D", "C", "N", "layers", "data")}
+    classes, activations = network.fc.weight.shape
+    assert found == {
+        "head": "fc",
+        "D": activations,
+        "C": classes,
+        "N": IMAGES,
+        "layers": "TinyNet",
+        "data": "TensorDataset",
+    }
+
+
 def test_damaged_notes_are_made_again(tmp_path, network):
     _, want = scores(network, tmp_path)
     (about,) = tmp_path.rglob("about.json")

@@ -5,7 +5,7 @@ all at once, digests of the package's files and subprocess tests do not bear. He
 project, and the tests that run the changed function are run, quick ones first, in a process forked from one that has torch
 loaded. Which they are, pytest-cov finds out in a first run of all of them::
 
-    python tests/mutation/run.py --sample 400 --seed 0 --out mutants.jsonl
+    python tests/mutation/run.py --sample 400 --seed 0 --out FOLDER
     python tests/mutation/run.py --only evidence/rows.py:17        # one again, with what the tests print
 """
 
@@ -171,14 +171,22 @@ class Copy:
             path.write_text(mutant.before)
         return status, time.monotonic() - begun
 
-    def unchanged(self, output: Path) -> Covering:
-        """All tests without a change: they have to pass, alone in their process as they are."""
-        coverage, seconds = self.folder / ".coverage", output.with_suffix(".xml")
-        watch = [f"--cov={PACKAGE}", "--cov-context=test", "--cov-report=", f"--junitxml={seconds}"]
-        begun = time.monotonic()
-        if self._forked([*watch, *TESTS], output) != SURVIVED:
-            raise SystemExit(f"the tests fail without a change:\n{output.read_text()[-3000:]}")
-        print(f"unchanged: {time.monotonic() - begun:.0f} s", flush=True)
+    def unchanged(self, kept: Path) -> Covering:
+        """All tests without a change: they have to pass, alone in their process as they are. What they run is ``kept``."""
+        coverage, seconds, output = (kept / name for name in ("coverage", "unchanged.xml", "unchanged.txt"))
+        watch = [
+            f"--cov={PACKAGE}",
+            "--dist=no",
+            "--cov-context=test",
+            "--cov-report=",
+            f"--junitxml={seconds}",
+        ]
+        if not coverage.exists():
+            begun = time.monotonic()
+            if self._forked([*watch, *TESTS], output) != SURVIVED:
+                raise SystemExit(f"the tests fail without a change:\n{output.read_text()[-3000:]}")
+            (self.folder / ".coverage").replace(coverage)
+            print(f"unchanged: {time.monotonic() - begun:.0f} s", flush=True)
         return Covering(self.folder, coverage, seconds)
 
     def _forked(self, arguments: Sequence[str], output: Path) -> str:
@@ -236,38 +244,39 @@ def load() -> None:
     assert PACKAGE not in sys.modules
 
 
-def run(mutants: Sequence[Mutant], processes: int, out: Path | None) -> list[dict[str, object]]:
+def run(mutants: Sequence[Mutant], processes: int, out: Path) -> list[dict[str, object]]:
     """Test each; what is found is written line by line, and what ``out`` has already is not tested again."""
-    results = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
+    lines = out / "mutants.jsonl"
+    results = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     known = {(one["name"], one["diff"]) for one in results}
     left = [mutant for mutant in mutants if (mutant.name, mutant.diff) not in known]
-    with tempfile.TemporaryDirectory() as folder:
-        copies: Queue[Copy] = Queue()
-        for number in range(processes):
-            copies.put(Copy(Path(folder, str(number))))
-        covering = copies.queue[0].unchanged(Path(folder, "unchanged.txt"))
+    shutil.rmtree(out / "copies", ignore_errors=True)
+    copies: Queue[Copy] = Queue()
+    for number in range(processes):
+        copies.put(Copy(out / "copies" / str(number)))
+    covering = copies.queue[0].unchanged(out)
 
-        def one(mutant: Mutant) -> None:
-            copy = copies.get()
-            output = copy.folder.with_suffix(".txt")
-            try:
-                status, seconds = copy.test(mutant, covering.tests(mutant), output)
-                failed = [
-                    x
-                    for x in output.read_text(errors="replace").splitlines()
-                    if x.startswith(("FAILED", "ERROR"))
-                ]
-            finally:
-                copies.put(copy)
-            found = {"name": mutant.name, "status": status, "seconds": round(seconds, 1), "diff": mutant.diff}
-            results.append({**found, "by": failed[:1]})
-            if out:
-                with out.open("a") as file:
-                    file.write(json.dumps(results[-1]) + "\n")
-            print(f"{len(results)}/{len(mutants)} {status} {mutant.name} {seconds:.0f} s", flush=True)
+    def one(mutant: Mutant) -> None:
+        copy = copies.get()
+        output = copy.folder.with_suffix(".txt")
+        try:
+            status, seconds = copy.test(mutant, covering.tests(mutant), output)
+            failed = [
+                x
+                for x in output.read_text(errors="replace").splitlines()
+                if x.startswith(("FAILED", "ERROR"))
+            ]
+        finally:
+            copies.put(copy)
+        found = {"name": mutant.name, "status": status, "seconds": round(seconds, 1), "diff": mutant.diff}
+        results.append({**found, "by": failed[:1]})
+        with lines.open("a") as file:
+            file.write(json.dumps(results[-1]) + "\n")
+        print(f"{len(results)}/{len(mutants)} {status} {mutant.name} {seconds:.0f} s", flush=True)
 
-        with ThreadPoolExecutor(processes) as pool:
-            list(pool.map(one, left))
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(one, left))
+    shutil.rmtree(out / "copies")
     return results
 
 
@@ -290,7 +299,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=400, help="changes, drawn from all there are")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path, help="JSON lines; a run that was stopped goes on from it")
+    parser.add_argument("--out", type=Path, help="a folder; a run that was stopped goes on from it")
     parser.add_argument("--only", help="one change, such as evidence/rows.py:17")
     arguments = parser.parse_args()
     os.chdir(ROOT)  # where mutmut looks for its settings
@@ -303,7 +312,8 @@ def main() -> None:
             status, _ = Copy(Path(folder, "copy")).test(mutant, TESTS, output)
             print(mutant.diff, output.read_text(), status, sep="\n")
         return
-    tell(run(sample(arguments.sample, arguments.seed), arguments.processes, arguments.out))
+    out = (arguments.out or Path(tempfile.mkdtemp())).resolve()
+    tell(run(sample(arguments.sample, arguments.seed), arguments.processes, out))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""The table of methods: names are those of commands, files and OpenOOD, labels the paper's."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import TinyNet
+
+from openood_adascale.detectors.registry import METHODS
+
+TABLE = {  # name: label, class, whether OpenOOD knows it from this package
+    "msp": ("MSP", "MSP", False),
+    "ebo": ("EBO", "Energy", False),
+    "scale": ("SCALE", "SCALE", False),
+    "lts": ("LTS", "LTS", True),
+    "bfact": ("BFAct", "BFAct", True),
+    "optfs": ("OptFS", "OptFS", True),
+    "adascale": ("AdaSCALE-A", "AdaSCALE", True),
+    "adascale_logit": ("AdaSCALE-L", "AdaSCALE", True),
+}
+
+
+def test_the_table():
+    found = {
+        name: (method.label, method.detector.__name__, method.in_openood) for name, method in METHODS.items()
+    }
+    assert list(found) == list(TABLE)
+    assert found == TABLE
+    assert all(method.name == name for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_made_of_a_network_alone(name):
+    method = METHODS[name]
+    detector = method.detector(TinyNet(), **method.defaults)
+    assert getattr(detector.settings, "variant", "A") == ("L" if name == "adascale_logit" else "A")
