@@ -12,11 +12,8 @@ loaded. Which they are, pytest-cov finds out in a first run of all of them::
 from __future__ import annotations
 
 import argparse
-import ast
-import difflib
 import json
 import os
-import random
 import shutil
 import signal
 import sys
@@ -25,15 +22,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
-from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "openood_adascale"
-CORE = ["equations.py", "metrics.py", "evidence/", "detectors/"]
-"""What is changed."""
+from covering import Covering
+from mutants import PACKAGE, ROOT, Changed, Mutant, sample
+
 TESTS = [
     "tests/test_equations.py",
     "tests/test_metrics.py",
@@ -46,108 +40,6 @@ TESTS = [
 PATIENCE = 900.0
 """Seconds after which a change counts as noticed: something goes on forever."""
 KILLED, SURVIVED, TIMEOUT = "killed", "survived", "timeout"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change of one file; ``name`` is the file and the change's number in it."""
-
-    name: str
-    file: str
-    before: str
-    after: str
-
-    @property
-    def diff(self) -> str:
-        lines = difflib.unified_diff(self.before.splitlines(), self.after.splitlines(), lineterm="", n=0)
-        return "\n".join(line for line in lines if not line.startswith(("---", "+++")))
-
-
-class Changed:
-    """A file and all of mutmut's changes of it."""
-
-    def __init__(self, file: str) -> None:
-        from mutmut.mutation.file_mutation import create_mutations
-
-        self.file, self.code = file, (ROOT / PACKAGE / file).read_text()
-        self._module, self._mutations, *_ = create_mutations(file, self.code)
-
-    def __len__(self) -> int:
-        return len(self._mutations)
-
-    def mutant(self, number: int) -> Mutant:
-        one = self._mutations[number]
-        after = self._module.deep_replace(one.original_node, one.mutated_node).code
-        return Mutant(f"{self.file}:{number}", self.file, self.code, after)
-
-
-def files() -> list[str]:
-    found: list[str] = []
-    for room in CORE:
-        path = ROOT / PACKAGE / room
-        found += sorted(f"{room}{one.name}" for one in path.glob("*.py")) if room.endswith("/") else [room]
-    return found
-
-
-def sample(count: int, seed: int) -> list[Mutant]:
-    """``count`` changes of all there are, each as likely as another."""
-    every = [(changed, number) for changed in map(Changed, files()) for number in range(len(changed))]
-    print(f"{len(every)} mutants of {len(files())} files", flush=True)
-    return [
-        changed.mutant(number)
-        for changed, number in random.Random(seed).sample(every, min(count, len(every)))
-    ]
-
-
-class Covering:
-    """Which tests run which lines, and in how many seconds; from pytest-cov's file and pytest's JUnit XML."""
-
-    def __init__(self, folder: Path, coverage: Path, seconds: Path) -> None:
-        from coverage import CoverageData
-
-        self._package = folder / PACKAGE
-        self._data = CoverageData(str(coverage))
-        self._data.read()
-        cases = ElementTree.parse(seconds).iter("testcase")
-        self._seconds = Counter[str]()
-        for case in cases:
-            self._seconds[f"{case.get('classname')}.{case.get('name')}"] += float(case.get("time", 0))
-
-    def tests(self, mutant: Mutant) -> list[str]:
-        """For pytest, file by file: that of the changed file's name first, then quick ones; all there are for a line that
-        runs only when its file is imported."""
-        lines = self._data.contexts_by_lineno(str(self._package / mutant.file))
-        names = {
-            context.rpartition("|")[0]
-            for line in function_around(mutant)
-            for context in lines.get(line, ())
-            if context
-        }
-        took = Counter[str]()
-        for name in names:
-            took[name.partition("::")[0]] += self._time(name)
-
-        def order(name: str) -> tuple[bool, float, str, float]:
-            path = name.partition("::")[0]
-            return Path(mutant.file).stem not in Path(path).stem, took[path], path, self._time(name)
-
-        return sorted(names, key=order) or TESTS
-
-    def _time(self, name: str) -> float:
-        path, _, test = name.partition("::")
-        return self._seconds[f"{path.removesuffix('.py').replace('/', '.')}.{test}"]
-
-
-def function_around(mutant: Mutant) -> range:
-    """The lines of the smallest function in which the change is, its own where it is in none."""
-    matcher = difflib.SequenceMatcher(None, mutant.before.splitlines(), mutant.after.splitlines(), False)
-    changed = next(start for tag, start, *_ in matcher.get_opcodes() if tag != "equal") + 1
-    functions = [
-        range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        for node in ast.walk(ast.parse(mutant.before))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
-    return min((one for one in functions if changed in one), key=len, default=range(changed, changed + 1))
 
 
 class Copy:
