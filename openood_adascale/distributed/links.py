@@ -73,17 +73,22 @@ class Keys:
         """Have all see it."""
         with lost_if_it_fails(_the_store):
             self._store.set(key, value)
+            self._store.add(_count_of(key), 1)
 
     def has(self, key: str) -> bool:
         """Whether someone has set it."""
         with lost_if_it_fails(_the_store):
-            return bool(self._store.check([key]))
+            return bool(self._store.add(_count_of(key), 0))  # stores of torch 2.1 can be asked nothing else
 
     def get(self, key: str) -> str:
         """A value that is there."""
         with lost_if_it_fails(_the_store):
             found: bytes = self._store.get(key)
         return found.decode()
+
+
+def _count_of(key: str) -> str:
+    return f"times of {key}"
 
 
 def _the_store() -> str:

@@ -80,7 +80,7 @@ def _unpickled(name: str) -> Any:
     except SettingError:
         raise
     except Exception as error:  # of broken files, torch's reader raises whatever its parts do
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))  # torch 2.1 has other words
         if found:
             raise _more_than_weights(name, found[1]) from error
         # Without torch's advice to read it with weights_only=False.

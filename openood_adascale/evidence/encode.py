@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import equations
-from ..errors import HeadMismatch, NotFinite
+from ..errors import HeadMismatch, NotFinite, SettingError
 from .batching import in_parts
 from .classifier import Classifier
 from .head import Head, Output, statistics_input
@@ -214,7 +216,9 @@ def _with_gradient(classifier: Classifier, images: Tensor) -> tuple[Output, Tens
         try:
             (gradient,) = torch.autograd.grad(scaled, leaf)
         except RuntimeError as error:
-            if "use_reentrant" not in str(error):
+            if not re.search(
+                "use_reentrant|Checkpointing is not compatible", str(error)
+            ):  # torch's words, and 2.1's
                 raise
             raise RuntimeError(
                 f"network: {type(classifier.network).__name__} checkpoints its activations in the re-entrant form, "
@@ -229,7 +233,25 @@ def _with_gradient(classifier: Classifier, images: Tensor) -> tuple[Output, Tens
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "auto":
         precision = fastest_precision(device)
+    if precision == "float16" and not halves_of_its_own(device):
+        raise SettingError(
+            "precision",
+            precision,
+            f"one that torch {torch.__version__} has on a {device.type}: float32, bfloat16, auto",
+        )
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+
+
+@lru_cache
+def halves_of_its_own(device: torch.device) -> bool:
+    """Whether torch can compute in float16 there; on a CPU its older versions cannot."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with torch.autocast(device.type, torch.float16):
+                return True
+    except (RuntimeError, UserWarning):
+        return False
 
 
 @lru_cache

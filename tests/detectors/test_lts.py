@@ -18,7 +18,7 @@ from openood_adascale.detectors.lts import LTS
 def test_lts_equals_its_definition_and_adascale_l(net, id_images, percentile):
     score = LTS(net, percentile=percentile).score(id_images)
     want = [reference_lts(a, *head(net), percentile) for a in activations(net, id_images)]
-    np.testing.assert_allclose(score.numpy(), want, rtol=1e-5)
+    np.testing.assert_allclose(score.numpy(), want, rtol=2e-5)
     adascale = AdaSCALE(net, variant="L", percentile=(percentile, percentile)).fit([id_images])
     torch.testing.assert_close(score, adascale.score(id_images))
 

@@ -1,5 +1,6 @@
 """Folders, lists and CSVs of images: which files, in which order, and of which class."""
 
+import inspect
 import os
 import subprocess
 
@@ -162,6 +163,8 @@ def test_classes_are_folders_as_torchvision_has_them(tmp_path):
     known = {os.path.basename(path): label for path, label in zip(files.paths, files.labels, strict=True)}
     assert known == {"a.png": 0, "b.png": 1, "c.png": 1, "d.png": 2, "e.png": 3}
     torchvision = pytest.importorskip("torchvision.datasets")
+    if "allow_empty" not in inspect.signature(torchvision.ImageFolder).parameters:
+        pytest.skip("this torchvision refuses classes without an image")
     theirs = torchvision.ImageFolder(tmp_path, allow_empty=True)
     assert [name for name in theirs.classes if name != ".cache"] == files.classes
     picture(tmp_path / "stray.png")

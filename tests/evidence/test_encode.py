@@ -10,7 +10,8 @@ from conftest import TinyNet, make_images
 from torch import nn
 from untouched import same, snapshot
 
-from openood_adascale.errors import NotFinite
+from openood_adascale.errors import NotFinite, SettingError
+from openood_adascale.evidence import encode as encode_module
 from openood_adascale.evidence.classifier import Classifier
 from openood_adascale.evidence.encode import encode
 from openood_adascale.evidence.plan import Execution, Perturbation
@@ -144,6 +145,26 @@ def test_lower_precision_is_close_and_the_head_stays_float32(network, id_images,
         torch.testing.assert_close(got.perturbed[p].mean(1), want.perturbed[p].mean(1), rtol=0.05, atol=0.05)
     head = network.fc
     torch.testing.assert_close(got.logits, got.activation @ head.weight.T + head.bias)
+
+
+def test_half_precision_that_torch_does_not_have(network, id_images, monkeypatch):
+    monkeypatch.setattr(encode_module, "halves_of_its_own", lambda device: False)
+    with pytest.raises(
+        SettingError, match=r"precision: 'float16' is not allowed.* on a cpu: float32, bfloat16, auto"
+    ):
+        encode(Classifier(network, id_images), id_images, [TRIVIAL], Execution("float16"))
+    encode(Classifier(network, id_images), id_images, [TRIVIAL], Execution("bfloat16"))
+
+
+@pytest.mark.parametrize("fastest", [torch.float32, torch.bfloat16])
+def test_auto_is_the_fastest(network, id_images, fastest, monkeypatch):
+    monkeypatch.setattr(
+        encode_module, "fastest_precision", lambda device: str(fastest).removeprefix("torch.")
+    )
+    seen = []
+    network.features[3].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    encode(Classifier(network, id_images), id_images, [TRIVIAL], Execution("auto"))
+    assert seen[-1] == fastest
 
 
 def test_lower_precision_is_really_used(network, id_images):
