@@ -209,3 +209,10 @@ def test_overflow_path_agrees_with_the_plain_one():
 def test_unknown_pixels():
     with pytest.raises(ValueError, match="'random'"):
         equations.perturbation_direction(torch.zeros(1, 3), 0.5, "random")
+
+
+@pytest.mark.parametrize("factor", [60.0, 200.0, 690.0])
+def test_below_1e300_nothing_is_made_smaller(factor):
+    z, bias = torch.tensor([[1.0, -0.5, 0.25]], dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    found = equations.scale_activation_logits(z, bias, torch.tensor([factor]))
+    np.testing.assert_allclose(found.numpy(), z.numpy() * np.exp(factor), rtol=1e-12)

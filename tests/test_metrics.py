@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from openood_adascale.metrics import auroc, fpr95_auroc, ood_metrics, roc
+from openood_adascale.metrics import COLUMNS, auroc, fpr95_auroc, ood_metrics, roc
 
 
 def test_metrics_have_openoods_meaning():
@@ -35,3 +35,7 @@ def test_no_scores_are_named(metric):
         metric(np.array([]), np.arange(4.0))
     with pytest.raises(ValueError, match=r"^ood_scores: there are none; expected"):
         metric(np.arange(4.0), np.array([]))
+
+
+def test_the_columns_are_openoods():
+    assert COLUMNS == ("FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC")

@@ -86,8 +86,9 @@ def parse_sweep(settings_class: type[Settings], sweep: Mapping[str, Any] | None)
     for key, values in (sweep or {}).items():
         name = str(key).removesuffix("_list")
         if name not in settings_class.names():
-            known = ", ".join(f"{n}_list" for n in settings_class.names())
-            raise SettingError(f"postprocessor_sweep: {key}", values, "no such setting; known are " + known)
+            unswept = {*settings_class.not_swept, *EXECUTION}
+            known = ", ".join(f"{n}_list" for n in settings_class.names() if n not in unswept)
+            raise SettingError(f"postprocessor_sweep: {key}", values, "one of: " + known)
         if name in settings_class.not_swept or name in EXECUTION:
             raise SettingError(f"postprocessor_sweep: {key}", values, f"{name} in postprocessor_args alone")
         values = unscramble(values)

@@ -186,9 +186,7 @@ class Settings:
         mapping = section_of(where, mapping)
         for key in mapping:
             if key not in cls.names():
-                raise SettingError(
-                    f"{where}: {key}", mapping[key], "no such setting; known are " + ", ".join(cls.names())
-                )
+                raise SettingError(f"{where}: {key}", mapping[key], "one of: " + ", ".join(cls.names()))
         return cls(**{**defaults, **mapping})
 
     def replace(self, **changes: Any) -> Self:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import yaml
 
+from openood_adascale import AdaSCALE
 from openood_adascale.detectors.adascale import AdaSCALESettings
 from openood_adascale.detectors.search import candidates, parse_sweep
 from openood_adascale.errors import SettingError
@@ -153,3 +154,30 @@ def test_what_is_no_section(section):
 def test_an_empty_text_is_shown_as_it_is():
     with pytest.raises(SettingError, match="percentile: '' is not allowed"):
         AdaSCALESettings(percentile="")
+
+
+@pytest.mark.parametrize(
+    "given", ["(70, 95)", "[70, 95]", list("(70,95)"), list("[70,95]"), tuple("(70,95)")]
+)
+def test_pairs_as_openoods_command_line_hands_them_on(network, given):
+    assert AdaSCALE(network, percentile=given).settings.percentile == (70, 95)
+
+
+def test_what_is_wrong_is_named_whole(network):
+    with pytest.raises(SettingError, match=r"^batch: 0 is not allowed"):
+        AdaSCALE(network, batch=0)
+    with pytest.raises(SettingError, match="expected one of 'trivial', "):
+        AdaSCALE(network, pixels="few")
+    with pytest.raises(
+        SettingError, match=r"depth_list: \[1\] is not allowed; expected one of: variant_list, percentile_list, "
+    ):
+        parse_sweep(AdaSCALESettings, {"depth_list": [1]})
+
+
+def test_a_seed_that_is_not_used_asks_for_no_other_fit(network):
+    def learnt(**settings):
+        return AdaSCALE(network, **settings).settings.learnt_with()
+
+    assert "seed" not in learnt(pixels="trivial", num_samples=None)
+    assert "seed" in learnt(pixels="trivial", num_samples=10)
+    assert "seed" in learnt(pixels="random", num_samples=None)

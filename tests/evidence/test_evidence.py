@@ -58,3 +58,11 @@ def test_evidence_for_many_is_what_it_is_for_one(network):
 def test_percentiles_alone_and_perturbations_alone(network):
     assert set(read(network, Plan((80, 85))).parts) == {"logits", "prediction", "total", "kept"}
     assert ("shift", P, 1) in read(network, Plan(k1=(1,), k2=(5,), perturbations=(P,))).parts
+
+
+def test_the_order_of_a_plan_makes_no_difference():
+    one = Plan((60, 90), (5, 1), (50, 5), (P, RANDOM), activations=True)
+    other = Plan((60, 90), (1, 5), (5, 50), (RANDOM, P), activations=True)
+    assert one.covers(other)
+    assert other.covers(one)
+    assert one.covers(one)

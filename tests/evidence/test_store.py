@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 from openood_adascale import MSP, AdaSCALE, OptFS, using_store
 from openood_adascale.errors import Changed, NotFinite
 from openood_adascale.evidence import disk, rows
+from openood_adascale.evidence.encode import fastest_precision
 from openood_adascale.evidence.plan import Execution, Perturbation
 from openood_adascale.evidence.store import MemoryStore
 
@@ -132,6 +133,10 @@ def test_what_differs_is_another_entry(store, network, id_images):
     id_images[3] += 1
     assert count() == 50 + HEAD
     assert count(images=make_loader(id_images[:20])) == 20 + HEAD
+    assert count(MSP(network, precision=fastest_precision(torch.device("cpu")))) in (0, 50 + HEAD)
+    assert count(MSP(network, precision="auto")) == 0
+    assert count(images=make_loader(id_images[:1])) == 1 + HEAD
+    assert count(images=make_loader(id_images[:1])) == 0
     assert count(MSP(network, precision="bfloat16")) == 50 + HEAD
     assert count(MSP(network, memory_format="contiguous")) == 50 + HEAD
     changed = DataLoader(

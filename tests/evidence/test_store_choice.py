@@ -11,8 +11,8 @@ from openood_adascale import MSP, using_store
 from openood_adascale.cli import main
 from openood_adascale.errors import StoreError
 from openood_adascale.evidence import rows
-from openood_adascale.evidence.disk import DiskStore
-from openood_adascale.evidence.sharing import current_store, forget, is_chosen
+from openood_adascale.evidence.disk import DiskStore, readable
+from openood_adascale.evidence.sharing import chosen_store, current_store, forget, is_chosen
 from openood_adascale.evidence.store import MemoryStore
 from openood_adascale.plugin import comparison
 
@@ -99,3 +99,18 @@ def test_many_postprocessors_share_unless_told_otherwise(monkeypatch, tmp_path, 
     (tmp_path / "script.py").write_text("")
     assert main(["run", "--postprocessors", "msp", str(tmp_path / "script.py")]) == 0
     assert [store is not None for store in seen] == [shares]
+
+
+def test_nobody_has_chosen(monkeypatch, tmp_path):
+    monkeypatch.delenv("OPENOOD_ADASCALE_STORE", raising=False)
+    assert chosen_store() is None
+    with using_store(tmp_path):
+        assert chosen_store() is current_store() is not None
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (2.5e6, "2.5 MB"), (1.28e9, "1.28 GB"), (3e12, "3 TB")],
+)
+def test_sizes_in_words(size, told):
+    assert readable(size) == told
