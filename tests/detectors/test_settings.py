@@ -169,7 +169,8 @@ def test_what_is_wrong_is_named_whole(network):
     with pytest.raises(SettingError, match="expected one of 'trivial', "):
         AdaSCALE(network, pixels="few")
     with pytest.raises(
-        SettingError, match=r"depth_list: \[1\] is not allowed; expected one of: variant_list, percentile_list, "
+        SettingError,
+        match=r"depth_list: \[1\] is not allowed; expected one of: variant_list, percentile_list, ",
     ):
         parse_sweep(AdaSCALESettings, {"depth_list": [1]})
 
