@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from openood_adascale import AdaSCALE
 from openood_adascale.detectors.bfact import BFAct
@@ -98,6 +99,25 @@ def test_images_that_are_not_finite_are_named_by_file(network, id_images):
     assert (str(again), again.names) == (str(caught.value), ["23.png"])
     with pytest.raises(NotFinite, match=r"number 23 \(counted from 0\)"):
         AdaSCALE(network).fit([(batch["data"], batch["label"]) for batch in batches])
+
+
+class Named(Dataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"data": self.images[index], "label": 0, "image_name": f"{index}.png"}
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_images_of_a_loader_are_named_by_file_too(network, id_images, shuffle):
+    id_images[23] = float("nan")
+    with pytest.raises(NotFinite, match=r"for 1 image\(s\), 23\.png$") as caught:
+        MSP(network).predict_loader(DataLoader(Named(id_images), batch_size=20, shuffle=shuffle))
+    assert caught.value.names == ["23.png"]
 
 
 def test_a_detector_tells_what_it_is(network):

@@ -12,6 +12,7 @@ from openood_adascale import MSP, AdaSCALE
 from openood_adascale.errors import SettingError
 from openood_adascale.evidence import batching
 from openood_adascale.evidence.batching import Sizes, in_parts, size_that_pays
+from openood_adascale.evidence.passes import shared_size
 
 
 class Cramped(TinyNet):
@@ -146,3 +147,18 @@ def test_auto(network, id_images, monkeypatch):
 def test_what_it_cannot_be(network, batch):
     with pytest.raises(SettingError, match=r"batch: .* expected loader or auto, or a whole number from 1 on"):
         MSP(network, batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "processes", "unit", "want"),
+    [
+        (200, 130, 1, 1, 200),  # nobody to share with
+        (200, 10**6, 4, 32, 200),  # enough for all
+        (64, 100, 2, 1, 50),
+        (200, 130, 2, 32, 96),
+        (50, 190, 2, 32, 50),  # never more than were asked for
+        (40, 100, 2, 32, 32),
+    ],
+)
+def test_batches_that_processes_share(size, count, processes, unit, want):
+    assert shared_size(size, count, processes, unit) == want

@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import difflib
 import random
+import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "openood_adascale"
 CORE = ["equations.py", "metrics.py", "evidence/", "detectors/"]
 """What is changed."""
+_STRING = re.compile(r'(\w*)"((?:[^"\\]|\\.)*)"')
+_WORDS = re.compile(r"[^\W\d_][:;,]? [^\W\d_]|[^\W\d_][:;]? $|^[ ,;]+[^\W\d_]")
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,29 @@ def files() -> list[str]:
 
 
 def sample(count: int, seed: int) -> list[Mutant]:
-    """``count`` changes of all there are, each as likely as another."""
+    """``count`` changes of all there are, each as likely as another, but for those that :func:`changes_nothing`."""
     every = [(changed, number) for changed in map(Changed, files()) for number in range(len(changed))]
     print(f"{len(every)} mutants of {len(files())} files", flush=True)
-    return [
-        changed.mutant(number)
-        for changed, number in random.Random(seed).sample(every, min(count, len(every)))
-    ]
+    random.Random(seed).shuffle(every)
+    drawn = (changed.mutant(number) for changed, number in every)
+    return list(islice((mutant for mutant in drawn if not changes_nothing(mutant)), count))
+
+
+def changes_nothing(mutant: Mutant) -> bool:
+    """Whether the change is one of words for people, strings with a space between letters, or of a ``TypeVar``."""
+    lines = mutant.diff.splitlines()[1:]
+    if any(" = TypeVar(" in line for line in lines):
+        return True
+    before, after = (
+        "\n".join(_without_words(line[1:]) for line in lines if line.startswith(sign)) for sign in ("-", "+")
+    )
+    return before == after
+
+
+def _without_words(line: str) -> str:
+    return _STRING.sub(
+        lambda found: "words" if "f" not in found[1] and _WORDS.search(found[2]) else found[0], line
+    )
 
 
 def function_around(mutant: Mutant) -> range:
