@@ -114,7 +114,7 @@ class _Telling:
         if len(values) >= _MANY and all(map(_is_plain, values)):
             digest = hashlib.blake2b(digest_size=16)
             for value in values:
-                digest.update(repr(value).encode("utf-8", "surrogateescape"))
+                digest.update(repr(value).encode())
             yield f"{len(values)} {digest.hexdigest()};"
             return
         yield "("
