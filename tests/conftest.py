@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from openood_adascale.evidence.encode import halves_of_its_own
+from openood_adascale.evidence.encode import has_float16
 from openood_adascale.evidence.sharing import forget
 
 HEAD = 5
@@ -83,7 +83,7 @@ def ood_images() -> Tensor:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """OpenOOD's scripts take minutes: first, so that at the end no process waits for another."""
     items.sort(key=lambda item: "openood" not in item.path.parts)
-    if not halves_of_its_own(torch.device("cpu")):
+    if not has_float16(torch.device("cpu")):
         lacking = pytest.mark.skip(reason=f"torch {torch.__version__} has no float16 on a CPU")
         for item in items:
             parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()

@@ -216,9 +216,8 @@ def _with_gradient(classifier: Classifier, images: Tensor) -> tuple[Output, Tens
         try:
             (gradient,) = torch.autograd.grad(scaled, leaf)
         except RuntimeError as error:
-            if not re.search(
-                "use_reentrant|Checkpointing is not compatible", str(error)
-            ):  # torch's words, and 2.1's
+            # torch's words, and those of 2.1
+            if not re.search("use_reentrant|Checkpointing is not compatible", str(error)):
                 raise
             raise RuntimeError(
                 f"network: {type(classifier.network).__name__} checkpoints its activations in the re-entrant form, "
@@ -233,7 +232,7 @@ def _with_gradient(classifier: Classifier, images: Tensor) -> tuple[Output, Tens
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "auto":
         precision = fastest_precision(device)
-    if precision == "float16" and not halves_of_its_own(device):
+    if precision == "float16" and not has_float16(device):
         raise SettingError(
             "precision",
             precision,
@@ -243,7 +242,7 @@ def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 @lru_cache
-def halves_of_its_own(device: torch.device) -> bool:
+def has_float16(device: torch.device) -> bool:
     """Whether torch can compute in float16 there; on a CPU its older versions cannot."""
     try:
         with warnings.catch_warnings():

@@ -148,7 +148,7 @@ def test_lower_precision_is_close_and_the_head_stays_float32(network, id_images,
 
 
 def test_half_precision_that_torch_does_not_have(network, id_images, monkeypatch):
-    monkeypatch.setattr(encode_module, "halves_of_its_own", lambda device: False)
+    monkeypatch.setattr(encode_module, "has_float16", lambda device: False)
     with pytest.raises(
         SettingError, match=r"precision: 'float16' is not allowed.* on a cpu: float32, bfloat16, auto"
     ):
