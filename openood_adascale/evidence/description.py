@@ -101,10 +101,13 @@ class _Telling:
         elif isinstance(value, property):
             yield from self._each([value.fget, value.fset, value.fdel])
         elif isinstance(value, set | frozenset):
+            yield type(value).__name__
             yield from self._each(sorted(map(described, value)))
         elif isinstance(value, Mapping) and type(value).__module__ in ("builtins", "collections"):
+            yield type(value).__name__
             yield from self._each([item for pair in value.items() for item in pair])
         elif type(value) in (list, tuple):
+            yield type(value).__name__
             yield from self._each(value)
         else:
             yield from self._pickled(value)
@@ -124,6 +127,9 @@ class _Telling:
 
     def _pickled(self, value: Any) -> Iterator[str]:
         """As pickle sees an object: its class and all of its state, that of C code included."""
+        # Some keep a part of it, or what they wrap, from pickle; a partial has attributes only since someone asked for them.
+        own = _says_itself_how(type(value))
+        beside = [getattr(value, "__dict__", {}), getattr(value, "__wrapped__", None)] if own else None
         try:
             reduced = value.__reduce_ex__(4)
         except Exception as error:
@@ -136,8 +142,8 @@ class _Telling:
         yield f"{getattr(make, '__module__', '')}.{getattr(make, '__qualname__', make)};"
         state, items, pairs = [*rest, None, None, None][:3]
         yield from self._each([arguments, state, list(items or ()), list(pairs or ())])
-        if _says_itself_how(type(value)):  # and may keep some of its state, or what it wraps, from pickle
-            yield from self._each([getattr(value, "__dict__", {}), getattr(value, "__wrapped__", None)])
+        if beside:
+            yield from self._each(beside)
 
     def _function(self, function: types.FunctionType) -> Iterator[str]:
         """Its code and, of those not of a library, whatever the code names, too."""

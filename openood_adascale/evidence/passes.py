@@ -151,7 +151,7 @@ def shared_size(size: int, count: int, processes: int, unit: int = 1) -> int:
     Args:
         unit: what the fewer are a multiple of.
     """
-    if processes == 1 or count >= size * processes * _ENOUGH:
+    if processes == 1 or not 0 < count < size * processes * _ENOUGH:
         return size
     rounds = -(-count // (size * processes))
     wanted = -(-count // (rounds * processes))

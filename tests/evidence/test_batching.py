@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TinyNet, make_images, make_loader
+from torch.utils.data import DataLoader, TensorDataset
 
 from openood_adascale import MSP, AdaSCALE
 from openood_adascale.errors import SettingError
-from openood_adascale.evidence import batching
-from openood_adascale.evidence.batching import Sizes, in_parts, size_that_pays
-from openood_adascale.evidence.passes import shared_size
+from openood_adascale.evidence import batching, passes
+from openood_adascale.evidence.batching import CPU_BATCH, Sizes, in_parts, size_that_pays
+from openood_adascale.evidence.passes import Asked, balanced, batch_size, shared_size
+from openood_adascale.evidence.plan import Execution, Perturbation
+from openood_adascale.evidence.reader import Reader
 
 
 class Cramped(TinyNet):
@@ -162,3 +166,100 @@ def test_what_it_cannot_be(network, batch):
 )
 def test_batches_that_processes_share(size, count, processes, unit, want):
     assert shared_size(size, count, processes, unit) == want
+
+
+def test_seconds_of_an_image(monkeypatch):
+    """The least of three rounds after one that nobody counts."""
+    clock = iter([0, 1, 10, 18, 20, 24, 30, 36])
+    monkeypatch.setattr(batching.time, "perf_counter", lambda: next(clock))
+    runs = []
+    assert batching._seconds_per_image(make_images(8, 1), runs.append) == 4 / 8
+    assert [len(images) for images in runs] == [8] * 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({1: 1, 2: 1, 4: 1, 8: 1, 16: 0.1, 32: 0.1}, 16),  # so few images are always tried
+        ({1: 1, 2: 0.5, 4: 0.5, 8: 0.5, 16: 0.5}, 2),
+        ({1: 1, 2: 1, 4: 1, 8: 1, 16: 1}, 1),
+    ],
+)
+def test_small_numbers_that_pay(seconds, best, monkeypatch):
+    monkeypatch.setattr(batching, "_seconds_per_image", lambda images, run: seconds[len(images)])
+    assert size_that_pays(make_images(1, 1), len, largest=32) == best
+
+
+def test_parts_come_in_order(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    images = torch.arange(100.0)[:, None]
+
+    def sizes(batch, known=None, **more):
+        sizes = Sizes()
+        sizes.fits.update(known or {})
+        given = {"gradient": False, "whole": False, **more}
+        parts = in_parts(images, lambda part: part.clone(), sizes, batch=batch, **given)
+        assert torch.equal(torch.cat(parts), images)
+        return [len(part) for part in parts]
+
+    assert sizes("loader") == [32, 32, 32, 4]
+    assert sizes(40) == [40, 40, 20]
+    assert sizes(1000) == [100]
+    assert sizes("loader", whole=True) == [100]
+    assert sizes(40, {False: 30}) == [30, 30, 30, 10]
+    assert sizes(40, {True: 30}) == [40, 40, 20]
+    assert sizes(20, {False: 30}) == [20] * 5
+
+
+def test_batches_of_even_size():
+    uneven = [list(range(64)), list(range(64, 100))]
+    assert balanced(uneven, 2) == [list(range(50)), list(range(50, 100))]
+    assert balanced(uneven, 1) is uneven
+    assert balanced([], 3) == []
+    many = [[number] for number in range(100)]
+    assert balanced(many, 3) is many
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "want"), [(10, 240, 10), (10, 239, 10), (10, 25, 9), (100, 25, 9), (100, 4, 2)]
+)
+def test_what_three_share(size, count, want):
+    assert shared_size(size, count, 3) == want
+
+
+class TestBatchSize:
+    """How many images at a time are asked of a network for a store."""
+
+    @pytest.fixture(autouse=True)
+    def _four_threads(self, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+
+    def size(self, network, loader, count, batch="loader", perturbations=()):
+        return batch_size(Reader(network), loader, count, Asked(perturbations, Execution(batch=batch)))
+
+    def test_the_loaders(self, network, id_images):
+        assert self.size(network, make_loader(id_images, 16), 50) == 16
+        assert self.size(network, DataLoader(TensorDataset(id_images), None), 50) == 1
+
+    def test_a_number(self, network, id_images):
+        assert self.size(network, make_loader(id_images, 16), 50, 7) == 7
+
+    def test_shared(self, network, id_images, monkeypatch):
+        monkeypatch.setattr(passes, "active_team", lambda: SimpleNamespace(size=3))
+        loader = make_loader(id_images, 500)
+        assert self.size(network, loader, 1000) == 4 * CPU_BATCH * 3  # what threads work off at a time
+        assert self.size(network, loader, 1000, 500) == 334
+        assert self.size(network, loader, 10**6) == 500
+
+    @pytest.mark.parametrize("gradient", [False, True])
+    def test_the_one_that_pays(self, network, id_images, monkeypatch, gradient):
+        monkeypatch.setattr(batching, "size_that_pays", lambda image, run: run(image) and 24)
+        loader = make_loader(id_images, 16)
+        perturbations = [Perturbation("random", 0.05, 0.5)]
+        perturbations += [Perturbation("trivial", 0.05, 0.5)] * gradient
+        reader = Reader(network)
+        asked = Asked(perturbations, Execution(batch="auto"))
+        assert batch_size(reader, loader, 50, asked) == 24
+        assert {*reader.sizes.pays} == {gradient}
+        monkeypatch.setattr(batching, "size_that_pays", None)  # it is known
+        assert batch_size(reader, loader, 50, asked) == 24
