@@ -146,6 +146,13 @@ def test_random_direction_is_seeded_and_leaves_the_global_state_alone():
     assert set(first.unique().tolist()) == {-1.0, 0.0, 1.0}
 
 
+def test_nothing_drawn_is_made_elsewhere():
+    """As where torch.set_default_device("cuda") was called."""
+    want = equations.random_direction((3, 5, 7), 0.3, 11)
+    with torch.device("meta"):
+        assert torch.equal(equations.random_direction((3, 5, 7), 0.3, 11), want)
+
+
 def test_counts_are_at_least_one():
     assert equations.leading_count(1, 50) == 1
     assert equations.leading_count(1, 1) == 1

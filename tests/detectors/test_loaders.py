@@ -1,6 +1,7 @@
 """What loaders yield, and tensors made without a device."""
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -57,13 +58,17 @@ def test_batches_that_are_none(network):
             AdaSCALE(network).fit([batch])
 
 
-@pytest.mark.parametrize("method", [MSP, Energy, SCALE, LTS, *METHODS])
+@pytest.mark.parametrize(
+    "method",
+    [MSP, Energy, SCALE, LTS, *METHODS, partial(AdaSCALE, num_samples=20, pixels="random", seed=987)],
+    ids=lambda method: getattr(method, "__name__", "drawn"),
+)
 def test_default_device_and_dtype_are_not_used(network, id_images, ood_images, method):
     """As torch.set_default_device("cuda") with a network on the CPU."""
     loaders = [id_images], [ood_images]
     want = method(network).fit(loaders[0]).score(ood_images)
     searched = method(network)
-    sweep = {"pixels_list": ["trivial", "random"]} if method is AdaSCALE else method.default_sweep
+    sweep = {"pixels_list": ["trivial", "random"]} if method is AdaSCALE else searched.default_sweep
     if sweep:
         searched.fit(loaders[0]).search(*loaders, sweep)
     dtype = torch.get_default_dtype()

@@ -1,5 +1,7 @@
 """Networks with modes of their own, batch statistics, .view(), checkpointing, compilation."""
 
+import logging
+
 import networks as tv
 import pytest
 import torch
@@ -10,7 +12,7 @@ from openood_adascale.errors import NotFinite
 from openood_adascale.evidence.classifier import Classifier
 from openood_adascale.evidence.encode import encode
 from openood_adascale.evidence.modes import frozen
-from openood_adascale.evidence.plan import Perturbation
+from openood_adascale.evidence.plan import Execution, Perturbation
 
 TRIVIAL = Perturbation("trivial", 0.05, 0.5)
 EVERY = [Perturbation(pixels, 0.05, 0.5) for pixels in ("trivial", "salient", "random", "all")]
@@ -66,6 +68,21 @@ def test_networks_that_flatten_with_view(make, id_images):
     for p in EVERY:
         single = encode(classifier, id_images[:1], EVERY).perturbed[p]
         torch.testing.assert_close(single, encoded.perturbed[p][:1])
+
+
+class Watching(TinyNet):
+    """Notes how the images lie in memory."""
+
+    def forward(self, images):
+        logging.getLogger("networks").seen = images.is_contiguous(memory_format=torch.channels_last)
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(("asked", "last"), [("auto", True), ("contiguous", False), ("channels_last", True)])
+def test_how_images_lie_in_memory(id_images, asked, last):
+    network = Watching().eval()
+    encode(Classifier(network, id_images), id_images, execution=Execution(memory_format=asked))
+    assert logging.getLogger("networks").seen is last
 
 
 def test_the_networks_own_error_comes_through(network, id_images):

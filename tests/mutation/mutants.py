@@ -6,6 +6,8 @@ import ast
 import difflib
 import random
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -66,6 +68,22 @@ def sample(count: int, seed: int) -> list[Mutant]:
     random.Random(seed).shuffle(every)
     drawn = (changed.mutant(number) for changed, number in every)
     return list(islice((mutant for mutant in drawn if not changes_nothing(mutant)), count))
+
+
+def found_again(diffs: Iterable[str]) -> list[Mutant]:
+    """The same changes in today's files, wherever the line has come to stand; those of lines that are gone are left out."""
+    wanted = Counter(map(_without_place, diffs))
+    found = []
+    for changed in map(Changed, files()):
+        for mutant in map(changed.mutant, range(len(changed))):
+            if wanted[text := _without_place(mutant.diff)] > 0:
+                wanted[text] -= 1
+                found.append(mutant)
+    return found
+
+
+def _without_place(diff: str) -> str:
+    return diff.partition("\n")[2]
 
 
 def changes_nothing(mutant: Mutant) -> bool:

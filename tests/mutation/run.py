@@ -6,7 +6,8 @@ project, and the tests that run the changed function are run, quick ones first, 
 loaded. Which they are, pytest-cov finds out in a first run of all of them::
 
     python tests/mutation/run.py --sample 400 --seed 0 --out FOLDER
-    python tests/mutation/run.py --only evidence/rows.py:17        # one again, with what the tests print
+    python tests/mutation/run.py --out FOLDER --again            # its survivors, after tests were written
+    python tests/mutation/run.py --only evidence/rows.py:17      # one, with what the tests print
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from queue import Queue
 
 from covering import Covering
-from mutants import PACKAGE, ROOT, Changed, Mutant, sample
+from mutants import PACKAGE, ROOT, Changed, Mutant, found_again, sample
 
 TESTS = [
     "tests/test_equations.py",
@@ -37,7 +38,7 @@ TESTS = [
     "tests/evaluation/test_evaluate.py",
 ]
 """The tests that have to notice."""
-PATIENCE = 900.0
+PATIENCE = 300.0
 """Seconds after which a change counts as noticed: something goes on forever."""
 KILLED, SURVIVED, TIMEOUT = "killed", "survived", "timeout"
 
@@ -142,6 +143,7 @@ def run(mutants: Sequence[Mutant], processes: int, out: Path) -> list[dict[str, 
     results = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     known = {(one["name"], one["diff"]) for one in results}
     left = [mutant for mutant in mutants if (mutant.name, mutant.diff) not in known]
+    total = len(results) + len(left)
     shutil.rmtree(out / "copies", ignore_errors=True)
     copies: Queue[Copy] = Queue()
     for number in range(processes):
@@ -164,7 +166,7 @@ def run(mutants: Sequence[Mutant], processes: int, out: Path) -> list[dict[str, 
         results.append({**found, "by": failed[:1]})
         with lines.open("a") as file:
             file.write(json.dumps(results[-1]) + "\n")
-        print(f"{len(results)}/{len(mutants)} {status} {mutant.name} {seconds:.0f} s", flush=True)
+        print(f"{len(results)}/{total} {status} {mutant.name} {seconds:.0f} s", flush=True)
 
     with ThreadPoolExecutor(processes) as pool:
         list(pool.map(one, left))
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="a folder; a run that was stopped goes on from it")
+    parser.add_argument("--again", action="store_true", help="test the survivors in FOLDER once more")
     parser.add_argument("--only", help="one change, such as evidence/rows.py:17")
     arguments = parser.parse_args()
     os.chdir(ROOT)  # where mutmut looks for its settings
@@ -205,7 +208,18 @@ def main() -> None:
             print(mutant.diff, output.read_text(), status, sep="\n")
         return
     out = (arguments.out or Path(tempfile.mkdtemp())).resolve()
-    tell(run(sample(arguments.sample, arguments.seed), arguments.processes, out))
+    chosen = survivors(out) if arguments.again else sample(arguments.sample, arguments.seed)
+    tell(run(chosen, arguments.processes, out))
+
+
+def survivors(out: Path) -> list[Mutant]:
+    """Those in ``out``, of which it then knows no more, nor which tests run what."""
+    lines = out / "mutants.jsonl"
+    results = [json.loads(line) for line in lines.read_text().splitlines()]
+    shutil.copy(lines, out / "before.jsonl")
+    lines.write_text("".join(json.dumps(one) + "\n" for one in results if one["status"] != SURVIVED))
+    (out / "coverage").unlink(missing_ok=True)
+    return found_again([one["diff"] for one in results if one["status"] == SURVIVED])
 
 
 if __name__ == "__main__":
