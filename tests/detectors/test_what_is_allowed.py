@@ -92,6 +92,10 @@ def test_what_images_are_asked_for():
     assert LTSSettings(percentile=70).plan() == Plan((70, 70))
     assert BFActSettings().plan() == OptFSSettings().plan() == Plan(activations=True)
     assert Settings().plan() == Plan()
+    assert Execution() == Settings().execution
+    assert Plan() == Plan(None, (), (), (), False)
+    assert Perturbation("trivial", 0.1, 0.2, 5) == Perturbation("trivial", 0.1, 0.2, 0)
+    assert Perturbation("all", 0.1, 0.2) == Perturbation("all", 1.0, 0.2) != Perturbation("salient", 1.0, 0.2)
     chosen = Settings(precision="bfloat16", memory_format="contiguous", batch=3)
     assert chosen.execution == Execution("bfloat16", "contiguous", 3)
 

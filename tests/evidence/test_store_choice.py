@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import HEAD, make_images, make_loader
+from torch.utils.data import DataLoader, Dataset
 
 from openood_adascale import MSP, using_store
 from openood_adascale.cli import main
-from openood_adascale.errors import StoreError
+from openood_adascale.errors import Changed, StoreError
 from openood_adascale.evidence import rows
+from openood_adascale.evidence.dataset import is_deterministic
 from openood_adascale.evidence.disk import DiskStore, readable
+from openood_adascale.evidence.plan import Execution, Perturbation
+from openood_adascale.evidence.reader import Reader
 from openood_adascale.evidence.sharing import chosen_store, current_store, forget, is_chosen
 from openood_adascale.evidence.store import MemoryStore
 from openood_adascale.plugin import comparison
@@ -114,3 +118,80 @@ def test_nobody_has_chosen(monkeypatch, tmp_path):
 )
 def test_sizes_in_words(size, told):
     assert readable(size) == told
+
+
+class Jittered(Dataset):
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 8, 8) + torch.rand(()), 0
+
+
+def test_random_images_are_looked_at_once(network, monkeypatch):
+    """Whether images stay the same is found out by reading some twice, which takes its time."""
+    looked = []
+    monkeypatch.setattr(rows, "dataset_digest", lambda loader: "of these")
+    monkeypatch.setattr(rows, "is_deterministic", lambda *given: looked.append(1) or is_deterministic(*given))
+    monkeypatch.setattr(rows, "_random_images", set())
+    for _ in range(3):
+        assert rows.rows_of(Reader(network), DataLoader(Jittered(), 8), Execution()) is None
+    assert len(looked) == 1
+
+
+def test_what_no_rows_are_of(network, id_images):
+    def found(loader, **more):
+        return rows.rows_of(Reader(network), loader, Execution(), **more)
+
+    assert found(make_loader(id_images)) is not None
+    assert found(make_loader(id_images[:0])) is None
+    assert found(DataLoader(Jittered(), 8)) is None  # of which nobody can tell what they are
+    with using_store(False):
+        assert found(make_loader(id_images)) is None
+    size = 50 * 64 * 4
+    for parts, limit in ((1, size), (3, 3 * size)):
+        with using_store(MemoryStore(limit=limit)):
+            assert found(make_loader(id_images), parts=parts) is not None
+        with using_store(MemoryStore(limit=limit - 1)):
+            assert found(make_loader(id_images), parts=parts) is None
+    with using_store(MemoryStore()):
+        rows_of_it = found(make_loader(id_images), network_digest="known")
+        assert rows_of_it.count == 50
+        assert rows_of_it.holds
+        with pytest.raises(
+            Changed, match=r"^store: the network changed while images were to be read; nothing of"
+        ):
+            rows_of_it.fill((), False, "")
+        id_images += 1
+        assert not rows_of_it.holds
+        with pytest.raises(Changed, match=r"^store: the network and the images changed while"):
+            rows_of_it.fill((), False, "")
+
+
+def test_an_entry_that_is_removed_while_it_is_in_use(tmp_path, network, id_images):
+    with using_store(tmp_path):
+        found = rows.rows_of(Reader(network), make_loader(id_images), Execution())
+        found.fill((), False, "")
+        shutil.rmtree(tmp_path / "entries")
+        with pytest.raises(StoreError, match=r"^store: an entry was removed while it was in use; run again$"):
+            found.encoded([1, 2])
+
+
+def test_rows_in_any_order(network, id_images, monkeypatch, capsys):
+    monkeypatch.setattr(rows, "SHARD", 16)
+    with torch.no_grad():
+        want = network(id_images)
+    moved = Perturbation("random", 0.1, 0.2)
+    found = rows.rows_of(Reader(network), make_loader(id_images), Execution())
+    found.fill((moved,), True, "some images")
+    told = capsys.readouterr().err
+    assert "some images: 100%" in told
+    assert "50/50" in told
+    for chosen in ([3], [3, 5], [49, 0, 16, 15, 3], list(range(50))[::-1]):
+        encoded, labels = found.encoded(chosen, (moved,))
+        torch.testing.assert_close(encoded.logits, want[chosen])
+        assert labels.tolist() == [place % 5 for place in chosen]
+        assert encoded.prediction.tolist() == want[chosen].argmax(1).tolist()
+        assert encoded.perturbed[moved].shape == (len(chosen), 64)
+        assert not encoded.logits.requires_grad
+    assert found.labels([7, 8]).tolist() == [2, 3]

@@ -28,19 +28,15 @@ class Covering:
             self._seconds[f"{case.get('classname')}.{case.get('name')}"] += float(case.get("time", 0))
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """For pytest, file by file: those of the changed file's name first, then quick ones, up to ``WORTH`` seconds; of all
-        there are for a line that runs only when its file is imported."""
+        """For pytest: those of files of the changed one's name first, then quick ones, up to ``WORTH`` seconds; of all there
+        are for a line that runs only when its file is imported."""
         lines = self._data.contexts_by_lineno(str(self._package / mutant.file))
         around = {context for line in function_around(mutant) for context in lines.get(line, ())}
         contexts = around - {""} or set(self._data.measured_contexts()) - {""}
         names = {context.rpartition("|")[0] for context in contexts}
-        took: dict[str, float] = defaultdict(float)
-        for name in names:
-            took[_file(name)] += self._time(name)
 
-        def order(name: str) -> tuple[bool, float, str, float]:
-            path = _file(name)
-            return Path(mutant.file).stem not in Path(path).stem, took[path], path, self._time(name)
+        def order(name: str) -> tuple[bool, float, str]:
+            return Path(mutant.file).stem not in Path(name.partition("::")[0]).stem, self._time(name), name
 
         ordered = sorted(names, key=order)
         until = list(accumulate(map(self._time, ordered)))
@@ -49,7 +45,3 @@ class Covering:
     def _time(self, name: str) -> float:
         path, _, test = name.partition("::")
         return self._seconds[f"{path.removesuffix('.py').replace('/', '.')}.{test}"]
-
-
-def _file(name: str) -> str:
-    return name.partition("::")[0]
