@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from data import bench
+from data import bench, runs
 from store_rows import BASELINES, OURS
 
 WITH_IMAGES = ("rankfeat",)
@@ -57,7 +57,7 @@ def main() -> None:
         checkout = Path(folder) / "OpenOOD"
         bench.copy_checkout(openood, checkout)
         bench.write_cifar10_benchmark(checkout / "data")
-        bench.train_runs(checkout, checkout / "results" / "trained")
+        runs.train_runs(checkout, checkout / "results" / "trained")
         alone, seconds = tables(checkout, names, 1)
         print(f"{len(names)} methods by one process: {seconds:.0f} s", flush=True)
         for processes in options.processes:

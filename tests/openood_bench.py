@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -209,79 +208,3 @@ def write_imagenet_benchmark(data: Path) -> Images:
     textures = patches(8, seed=25, crop=48)
     save_images(textures, data, "images_classic", "texture/large", ["imagenet/test_textures.txt"])
     return train
-
-
-# --- networks ----------------------------------------------------------------------------------------------
-
-
-def cifar10_batch(data: Path, split: str) -> tuple[Any, Any]:
-    """Images of an ID split as OpenOOD's preprocessing gives them, [n, 3, 32, 32], and labels, [n]."""
-    import torch
-    from PIL import Image
-
-    mean, std = np.array([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]], np.float32)
-    images, labels = [], []
-    for line in (data / "benchmark_imglist" / "cifar10" / f"{split}_cifar10.txt").read_text().splitlines():
-        name, label = line.split()
-        image = np.asarray(Image.open(data / "images_classic" / name), np.float32) / 255
-        images.append((image - mean) / std)
-        labels.append(int(label))
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(labels)
-
-
-def train_digits(net: Any, images: Any, labels: Any, steps: int, learning_rate: float) -> None:
-    """Trains in place on random batches of 32; leaves the network in eval mode."""
-    import torch
-    from torch.nn import functional as F
-
-    # bfloat16 halves the time or better where the processor has it, and is slower where not.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    has_bf16 = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    optimizer = torch.optim.SGD(
-        net.parameters(), learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    net.train().to(memory_format=torch.channels_last)
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.3  # in so few steps the default leaves the running statistics behind
-    for chosen in torch.randint(len(images), (steps, 32)):
-        batch = images[chosen].to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16):
-            loss = F.cross_entropy(net(batch), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    net.eval().to(memory_format=torch.contiguous_format)
-
-
-def train_runs(checkout: Path, root: Path) -> None:
-    """Trains on the digits, and writes <root>/s0/best.ckpt and <root>/s1/best.ckpt."""
-    import torch
-
-    with importable(checkout), torch.random.fork_rng(devices=[]):
-        from openood.networks.resnet18_32x32 import ResNet18_32x32
-
-        images, labels = cifar10_batch(checkout / "data", "train")
-        val_images, val_labels = cifar10_batch(checkout / "data", "val")
-
-        def accuracy() -> float:
-            with torch.no_grad():
-                return (net(val_images).argmax(1) == val_labels).double().mean().item()
-
-        torch.manual_seed(0)
-        net = ResNet18_32x32(num_classes=10)
-        for run, steps, learning_rate in (("s0", 40, 0.03), ("s1", 14, 0.01)):
-            train_digits(net, images, labels, steps, learning_rate)
-            # How far these steps lead is another matter on another processor.
-            for _ in range(3):
-                if accuracy() > 0.95:
-                    break
-                train_digits(net, images, labels, 14, 0.01)
-            else:
-                raise RuntimeError(
-                    f"the network that the tests stand on was not learnt: {accuracy():.1%} of val right"
-                )
-            (root / run).mkdir(parents=True)
-            torch.save(net.state_dict(), root / run / "best.ckpt")

@@ -6,7 +6,6 @@ and so on. Where something does not show its content, the whole is not told.
 
 from __future__ import annotations
 
-import dis
 import hashlib
 import os
 import sys
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from .bytecode import digest_of, named_in
 
 
 class Unknown(Exception):
@@ -101,26 +102,23 @@ class _Telling:
         elif isinstance(value, property):
             yield from self._each([value.fget, value.fset, value.fdel])
         elif isinstance(value, set | frozenset):
-            yield type(value).__name__
-            yield from self._each(sorted(map(described, value)))
+            yield from self._each(sorted(map(described, value)), type(value).__name__)
         elif isinstance(value, Mapping) and type(value).__module__ in ("builtins", "collections"):
-            yield type(value).__name__
-            yield from self._each([item for pair in value.items() for item in pair])
+            yield from self._each([item for pair in value.items() for item in pair], type(value).__name__)
         elif type(value) in (list, tuple):
-            yield type(value).__name__
-            yield from self._each(value)
+            yield from self._each(value, type(value).__name__)
         else:
             yield from self._pickled(value)
 
-    def _each(self, values: Iterable[Any]) -> Iterator[str]:
+    def _each(self, values: Iterable[Any], kind: str = "") -> Iterator[str]:
         values = list(values)
         if len(values) >= _MANY and all(map(_is_plain, values)):
             digest = hashlib.blake2b(digest_size=16)
             for value in values:
                 digest.update(repr(value).encode())
-            yield f"{len(values)} {digest.hexdigest()};"
+            yield f"{kind} {len(values)} {digest.hexdigest()};"
             return
-        yield "("
+        yield f"{kind}("
         for value in values:
             yield from self.tell(value)
         yield ")"
@@ -149,14 +147,14 @@ class _Telling:
         """Its code and, of those not of a library, whatever the code names, too."""
         library = _of_a_library(function.__module__)
         where = f"{function.__module__}." if library else ""
-        yield f"{where}{function.__qualname__};{_code(function.__code__)};{_edited(function.__module__)}"
+        yield f"{where}{function.__qualname__};{digest_of(function.__code__)};{_edited(function.__module__)}"
         closure = [_content(cell) for cell in function.__closure__ or ()]
         yield from self._each(
             [function.__defaults__ or (), function.__kwdefaults__ or {}, closure, vars(function)]
         )
         if library:
             return
-        names, attributes = _named_in(function.__code__)
+        names, attributes = named_in(function.__code__)
         for name in names:
             if name in function.__globals__:
                 yield f"{name}:"
@@ -266,39 +264,6 @@ def _edited(module: str | None) -> str:
 def _digest_of_file(path: str, size: int, changed: int) -> str:
     with open(path, "rb") as file:
         return f"{hashlib.blake2b(file.read(), digest_size=8).hexdigest()};"
-
-
-@lru_cache(maxsize=4096)
-def _named_in(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The globals and the attributes that a piece of code names, that of the functions, comprehensions and classes in it
-    included."""
-    names, attributes = set(), set()
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
-            names.add(str(step.argval))
-        elif step.opname.startswith(("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")):
-            attributes.add(str(step.argval))
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            inner, of_inner = _named_in(constant)
-            names |= {*inner}
-            attributes |= {*of_inner}
-    return tuple(sorted(names)), tuple(sorted(attributes))
-
-
-def _constant(value: Any) -> str:
-    if isinstance(value, types.CodeType):
-        return _code(value)
-    # The order of a set's members differs from process to process.
-    return f"frozenset({sorted(map(repr, value))})" if isinstance(value, frozenset) else repr(value)
-
-
-def _code(code: types.CodeType) -> str:
-    constants = [_constant(constant) for constant in code.co_consts]
-    return hashlib.blake2b(
-        code.co_code + repr((constants, code.co_names, code.co_varnames, code.co_freevars)).encode(),
-        digest_size=8,
-    ).hexdigest()
 
 
 def qualified(kind: type) -> str:

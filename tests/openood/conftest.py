@@ -5,28 +5,29 @@ Without OpenOOD (see :mod:`openood_bench`) these tests are skipped. The checkout
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import openood_bench
 import pytest
 from openood_bench import (
     copy_checkout,
     find_openood,
     importable,
     write_cifar10_benchmark,
-    write_imagenet_benchmark,
 )
 from openood_postprocessing import SmallNet
+from openood_runs import kept_runs, train_runs, write_untrained
+from own_data import openood_description
+from six_digits import digits_of
+
+import openood_adascale
+from openood_adascale import unregister
+from openood_adascale.evidence.sharing import forget
 
 NO_OPENOOD = "OpenOOD is not there: set OPENOOD_ROOT to a checkout of it"
 
@@ -79,22 +80,8 @@ def imagenet_checkpoint(checkout: Path, tmp_path_factory: pytest.TempPathFactory
 
     The network is untrained (only its batch norms have seen images), so its figures mean nothing.
     """
-    import torch
-
-    train = write_imagenet_benchmark(checkout / "data")
-    with importable(checkout), torch.random.fork_rng(devices=[]):
-        from openood.networks.resnet50 import ResNet50
-
-        torch.manual_seed(0)
-        net = ResNet50()
-        net.train()
-        with torch.no_grad():
-            for start in (0, 12):
-                batch = np.stack([image[16:240, 16:240] for image, _ in train[start : start + 12]])
-                net(torch.from_numpy(batch).permute(0, 3, 1, 2) / 127.5 - 1)
     path = checkout / "results" / "patches_resnet50" / "best.ckpt"
-    path.parent.mkdir(parents=True)
-    torch.save(net.eval().state_dict(), path)
+    write_untrained(checkout, path)
     return path
 
 
@@ -104,28 +91,12 @@ def checkpoint_root(checkout: Path, request: pytest.FixtureRequest) -> Path:
 
     They are trained once and then kept in pytest's cache, until that recipe or torch is another.
     """
-    import torch
-
     root = checkout / "results" / "digits_resnet18_32x32"
     cache = getattr(request.config, "cache", None)
     if cache is None:  # -p no:cacheprovider
-        openood_bench.train_runs(checkout, root)
-        return root
-    recipe = hashlib.sha256(
-        Path(openood_bench.__file__).read_bytes() + torch.__version__.encode()
-    ).hexdigest()[:16]
-    kept = cache.mkdir("digits_resnet18_32x32") / recipe
-    if not kept.is_dir():
-        for outdated in kept.parent.iterdir():
-            shutil.rmtree(outdated, ignore_errors=True)
-        openood_bench.train_runs(checkout, root)
-        # Under its name only when complete: another session may be looking.
-        unfinished = Path(tempfile.mkdtemp(dir=kept.parent))
-        shutil.copytree(root, unfinished, dirs_exist_ok=True)
-        with contextlib.suppress(OSError):
-            unfinished.rename(kept)
+        train_runs(checkout, root)
     else:
-        shutil.copytree(kept, root)
+        kept_runs(checkout, root, cache.mkdir("digits_resnet18_32x32"))
     return root
 
 
@@ -295,3 +266,28 @@ def main_args(checkout: Path, checkpoint_root: Path) -> Callable[..., list[str]]
 def common(tmp_path_factory):
     """A store that the tests of stored activations share."""
     return tmp_path_factory.mktemp("common") / "store"
+
+
+# --- what several tests begin with -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _undone():
+    """Nothing that the test keeps in memory or registers stays, and nothing is there before it."""
+    forget()
+    yield
+    forget()
+    unregister()
+    openood_adascale.register()
+
+
+@pytest.fixture
+def digits(checkout):
+    """The benchmark's images as a Benchmark of one's own."""
+    return digits_of(checkout)
+
+
+@pytest.fixture
+def description(checkout):
+    """The benchmark's images as somebody describes a data set of his own."""
+    return openood_description(checkout)

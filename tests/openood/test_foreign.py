@@ -9,12 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from six_digits import BATCH, TRANSFORM, OpenOODsWay, Plain, digits_of, places
+from six_digits import BATCH, TRANSFORM, OpenOODsWay, Plain, places
 from torch.utils.data import DataLoader, TensorDataset
 
-import openood_adascale
-from openood_adascale import AdaSCALE, Benchmark, evaluate, register_dataset, unregister, using_store
-from openood_adascale.evidence.sharing import forget
+from openood_adascale import AdaSCALE, Benchmark, evaluate, register_dataset, using_store
 from openood_adascale.plugin.foreign import OpenOODs, foreign
 
 NAMES = [*OpenOODs().names("all"), "odin"]
@@ -24,18 +22,7 @@ ON_BOTH = {"msp", "knn", "react", "residual", "odin"}
 """Tried on a network of OpenOOD's kind, too; of another one more is asked of this package."""
 
 
-@pytest.fixture(autouse=True)
-def _by_itself():
-    forget()
-    yield
-    forget()
-    unregister()
-    openood_adascale.register()
-
-
-@pytest.fixture
-def digits(checkout):
-    return digits_of(checkout)
+pytestmark = pytest.mark.usefixtures("_undone")
 
 
 @pytest.fixture

@@ -7,27 +7,13 @@ import shutil
 import pandas as pd
 import pytest
 from command_line import call_here as call
-from six_digits import TRANSFORM, Plain, digits_of
+from six_digits import TRANSFORM, Plain
 
-import openood_adascale
-from openood_adascale import evaluate, unregister
+from openood_adascale import evaluate
 from openood_adascale.errors import SettingError
-from openood_adascale.evidence.sharing import forget
 from openood_adascale.plugin.foreign import foreign
 
-
-@pytest.fixture(autouse=True)
-def _by_itself():
-    forget()
-    yield
-    forget()
-    unregister()
-    openood_adascale.register()
-
-
-@pytest.fixture
-def digits(checkout):
-    return digits_of(checkout)
+pytestmark = pytest.mark.usefixtures("_undone")
 
 
 @pytest.mark.parametrize(

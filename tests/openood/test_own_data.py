@@ -11,7 +11,7 @@ import pytest
 import torch
 from openood_postprocessing import write_yml
 from openood_replayed import Net
-from own_data import Scaled, openood_description
+from own_data import Scaled
 from own_data import write_yml as write_description
 
 import openood_adascale
@@ -21,16 +21,7 @@ from openood_adascale.errors import SettingError
 VARIABLE = "OPENOOD_ADASCALE_DATASETS"
 
 
-@pytest.fixture(autouse=True)
-def _registered_here_only():
-    yield
-    unregister()
-    openood_adascale.register()
-
-
-@pytest.fixture
-def description(checkout):
-    return openood_description(checkout)
+pytestmark = pytest.mark.usefixtures("_undone")
 
 
 @pytest.fixture

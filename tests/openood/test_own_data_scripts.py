@@ -10,25 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from openood_postprocessing import SmallNet
-from own_data import openood_description
 from own_data import write_yml as write_description
-
-import openood_adascale
-from openood_adascale import unregister
 
 VARIABLE = "OPENOOD_ADASCALE_DATASETS"
 
 
-@pytest.fixture(autouse=True)
-def _registered_here_only():
-    yield
-    unregister()
-    openood_adascale.register()
-
-
-@pytest.fixture
-def description(checkout):
-    return openood_description(checkout)
+pytestmark = pytest.mark.usefixtures("_undone")
 
 
 def table(path):
