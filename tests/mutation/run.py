@@ -76,17 +76,17 @@ class Copy:
         ]
         if not coverage.exists():
             begun = time.monotonic()
-            if self._forked([*watch, *TESTS], output) != SURVIVED:
+            if self._forked([*watch, *TESTS], output, 10 * PATIENCE) != SURVIVED:
                 raise SystemExit(f"the tests fail without a change:\n{output.read_text()[-3000:]}")
             (self.folder / ".coverage").replace(coverage)
             print(f"unchanged: {time.monotonic() - begun:.0f} s", flush=True)
         return Covering(self.folder, coverage, seconds)
 
-    def _forked(self, arguments: Sequence[str], output: Path) -> str:
+    def _forked(self, arguments: Sequence[str], output: Path, patience: float = PATIENCE) -> str:
         child = os.fork()
         if child == 0:
             self._run(arguments, output)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while True:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
