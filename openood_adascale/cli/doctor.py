@@ -11,12 +11,14 @@ import io
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from .. import __version__
 from ..errors import StoreError
+from ..plugin.checkout import ROOT
 
 NEEDED = ("torch", "numpy", "pandas", "scikit-learn", "pyyaml", "safetensors", "tqdm")
 OPTIONAL = ("torchvision", "timm", "pillow", "matplotlib", "pytorch-ood")
@@ -58,7 +60,8 @@ def _lines() -> Iterator[tuple[str, str]]:
         said
     ):  # of what importing OpenOOD brings, this package's own lines are shown below
         yield from _device()
-        yield from _openood()
+        with _looking_here():
+            yield from _openood()
     for line in said.getvalue().splitlines():
         if line.startswith(_PREFIX):
             yield "changed", line.removeprefix(_PREFIX)
@@ -97,6 +100,19 @@ def _device() -> Iterator[tuple[str, str]]:
         )
 
 
+@contextlib.contextmanager
+def _looking_here() -> Iterator[None]:
+    """OpenOOD is found where a script in this folder would find it, or by ``OPENOOD_ROOT``, as ``evaluate`` does."""
+    before = list(sys.path)
+    for place in filter(None, [os.environ.get(ROOT, "").strip(), os.getcwd()]):
+        if (Path(place).expanduser() / "openood" / "evaluation_api").is_dir():
+            sys.path.insert(0, str(Path(place).expanduser().resolve()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
 def _openood() -> Iterator[tuple[str, str]]:
     try:
         spec = importlib.util.find_spec("openood")
@@ -106,7 +122,8 @@ def _openood() -> Iterator[tuple[str, str]]:
     if spec is None:
         yield (
             "OpenOOD",
-            "not found: it is in no folder of sys.path; run this in its checkout, or set PYTHONPATH to it",
+            "not found: it is neither here nor in a folder of sys.path; run this in its checkout, or have OPENOOD_ROOT "
+            "name one",
         )
         return
     root = Path(spec.origin or next(iter(spec.submodule_search_locations or ["."]))).resolve().parent

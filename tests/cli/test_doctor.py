@@ -1,5 +1,7 @@
 """What ``openood-adascale doctor`` says of this machine."""
 
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -31,7 +33,7 @@ def test_a_line_for_each_thing(without_openood, monkeypatch, capsys):
     assert told["Python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
     assert f"torch {torch.__version__.partition('+')[0]}" in told["needed"]
     assert f"numpy {np.__version__}" in told["needed"]
-    assert "not found: it is in no folder of sys.path" in told["OpenOOD"]
+    assert "not found: it is neither here nor in a folder of sys.path; " in told["OpenOOD"]
     assert told["device"].startswith(f"cpu, {torch.get_num_threads()} threads; precision auto is ")
     assert "none on disk" in told["store"]
 
@@ -59,3 +61,30 @@ def test_an_openood_that_cannot_be_imported(tmp_path):
     found = [told for name, told in lines(done.stdout) if name == "OpenOOD"]
     assert found[0].startswith(str(tmp_path.resolve()))
     assert "FAILS to be imported: ImportError: no json5" in found[1]
+
+
+@pytest.mark.parametrize("by", ["folder", "variable"])
+def test_a_checkout_is_found_as_its_scripts_find_it(tmp_path, by):
+    """By the command, too, which unlike ``python -m`` does not look into the folder that it is called in."""
+    (tmp_path / "openood/evaluation_api").mkdir(parents=True)
+    for name in ("__init__.py", "evaluation_api/__init__.py"):
+        (tmp_path / "openood" / name).write_text("")
+    (tmp_path / "openood/evaluation_api/postprocessor.py").write_text("postprocessors = {}")
+    code = (
+        "import sys; from openood_adascale.cli import main; before = [*sys.path]; status = main(['doctor'])"
+    )
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/command").write_text(f"{code}; assert sys.path == before; sys.exit(status)")
+    env = {
+        **os.environ,
+        "OPENOOD_ROOT": str(tmp_path) if by == "variable" else "",
+        "OPENOOD_ADASCALE_DISABLE": "1",
+    }
+    env.pop("PYTHONPATH", None)
+    folder = tmp_path if by == "folder" else tmp_path / "bin"
+    done = subprocess.run(
+        [sys.executable, tmp_path / "bin/command"], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told = [told for name, told in lines(done.stdout) if name == "OpenOOD"]
+    assert told == [f"{tmp_path.resolve()}, no git checkout"]
