@@ -108,10 +108,9 @@ class Reader:
 
 def _tried(network: nn.Module, images: Tensor) -> Classifier:
     """A network taken apart on two images, or on one where a GPU has no room for two."""
-    for some in (images, images[:1]):
-        try:
-            return Classifier(network, some)
-        except torch.cuda.OutOfMemoryError as error:
-            if len(some) == 1:
-                raise MemoryError(too_large(some, False, error)) from error
-    raise ValueError("images: there is none")
+    try:
+        return Classifier(network, images)
+    except torch.cuda.OutOfMemoryError as error:
+        if len(images) == 1:
+            raise MemoryError(too_large(images, False, error)) from error
+    return _tried(network, images[:1])  # not in the handler, which keeps what did not fit alive

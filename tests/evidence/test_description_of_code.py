@@ -111,6 +111,17 @@ def test_classes_by_all_that_they_have(changed):
     assert (one == other) == (changed in ("doc", "annotation"))
 
 
+def test_the_class_of_an_object_that_a_function_makes():
+    """Its code counts, though pickle names the function alone."""
+    code = """
+class thing:
+    def __call__(self, x): return x + {}
+    def __reduce__(self): return int, ("3",)
+"""
+    one, again, other = (described(made(code.format(step))()) for step in (1, 1, 2))
+    assert one == again != other
+
+
 def test_classes_in_their_order():
     assert described_classes([Point, Slotted]) != described_classes([Slotted, Point])
     assert described_classes([Point]) == described(Point)
