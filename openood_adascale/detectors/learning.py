@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import nn
 
@@ -211,11 +211,7 @@ class StreamingDetector(LearningDetector[S, T]):
         return super().choose(known, unknown, sweep, progress)
 
     def _learnt_for(self, settings: S, known: Evidence) -> T:
-        return (
-            self.learn(known, settings)
-            if self.summary is None
-            else self.learn_summary(self.summary, settings)
-        )
+        return self.learn_summary(cast(Histogram, self.summary), settings)  # which choose() has seen to
 
     def _learn_again(self, changed: list[str]) -> bool:
         if self.summary is None or {*changed} & {*self.settings.not_swept, *EXECUTION}:

@@ -9,6 +9,7 @@ import pytest
 
 from openood_adascale.detectors.adascale import AdaSCALESettings
 from openood_adascale.detectors.bfact import BFActSettings
+from openood_adascale.detectors.calibration import MadeWith
 from openood_adascale.detectors.lts import LTSSettings
 from openood_adascale.detectors.optfs import OptFSSettings
 from openood_adascale.detectors.scale import FixedPercentileSettings
@@ -218,3 +219,20 @@ def test_doubts():
         assert AdaSCALESettings(k1=5, k2=2.5).warn_if_doubtful()
     for fine in (AdaSCALESettings(k1=5, k2=5), BFActSettings()):
         assert not fine.warn_if_doubtful()
+
+
+def test_what_was_changed_since():
+    """Settings that did not enter then, and those that do not now, are no change by themselves."""
+    with_random = AdaSCALESettings(pixels="random", seed=3)
+    made = MadeWith("digest", frozenset(), AdaSCALESettings().learnt_with())
+    assert made.changed(AdaSCALESettings(percentile=[1, 2]).learnt_with()) == {}
+    assert made.changed(with_random.learnt_with()) == {"pixels": "pixels is 'random' and was 'trivial'"}
+    assert made.changed(AdaSCALESettings(k1=2, lmbda=3).learnt_with()) == {
+        "k1": "k1 is 2.0 and was 1.0",
+        "lmbda": "lmbda is 3.0 and was 10.0",
+    }
+    drawn = MadeWith("digest", frozenset(), with_random.learnt_with())
+    assert drawn.changed(AdaSCALESettings().learnt_with()) == {
+        "pixels": "pixels is 'trivial' and was 'random'"
+    }
+    assert {*drawn.changed(with_random.replace(seed=4).learnt_with())} == {"seed"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -141,6 +142,8 @@ class TestOnDisk:
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.chdir(tmp_path)
         assert DiskStore("~/new").folder == DiskStore("new").folder == tmp_path / "new"
+        # Another number than last time is for another content: stores that are there cannot be used any more.
+        assert json.loads((tmp_path / "new" / disk.MARKER).read_text()) == {"format": 2}
         with pytest.raises(StoreError, match=r"is not there; expected a store of this package$"):
             list(open_store(tmp_path / "none"))
         with pytest.raises(StoreError, match=r"expected a store of this package, or an empty or new folder$"):
