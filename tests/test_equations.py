@@ -146,6 +146,29 @@ def test_random_direction_is_seeded_and_leaves_the_global_state_alone():
     assert set(first.unique().tolist()) == {-1.0, 0.0, 1.0}
 
 
+def test_a_percentile_for_each_image():
+    activation = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    percentiles = torch.linspace(1, 99, 40, dtype=torch.float64)
+    found = equations.scaling_factor(activation, percentiles)
+    alone = [
+        equations.scaling_factor(row[None], float(p)) for row, p in zip(activation, percentiles, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.cat(alone))
+    want = [
+        reference.factor(row.double().numpy(), float(p))
+        for row, p in zip(activation, percentiles, strict=True)
+    ]
+    np.testing.assert_allclose(found.numpy(), want, rtol=1e-9)
+
+
+def test_no_images():
+    none = torch.zeros(0, 64)
+    assert equations.scaling_factor(none, 80.0).shape == (0,)
+    assert equations.scaling_factor(none, torch.zeros(0)).shape == (0,)
+    scaled = equations.scale_activation_logits(torch.zeros(0, 5), torch.zeros(5), torch.zeros(0))
+    assert (scaled.shape, scaled.dtype) == ((0, 5), torch.float64)
+
+
 def test_nothing_drawn_is_made_elsewhere():
     """As where torch.set_default_device("cuda") was called."""
     want = equations.random_direction((3, 5, 7), 0.3, 11)

@@ -57,6 +57,23 @@ def test_networks_without_linear_head_are_refused(make):
     assert same(before, snapshot(network))
 
 
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (lambda images: images, r"a tensor of shape \(2, 3, 8, 8\)"),
+        (lambda images: None, "NoneType"),
+        (lambda images: [images], "list"),
+    ],
+)
+def test_what_is_no_logits_is_told(returned, told):
+    class Net(nn.Module):
+        def forward(self, images):
+            return returned(images)
+
+    with pytest.raises(TypeError, match=f"^network: Net returns {told}; expected \\(B, C\\) logits$"):
+        Classifier(Net(), make_images(2, 0))
+
+
 def test_new_weights_are_seen(network, id_images):
     classifier = Classifier(network, id_images)
     with torch.no_grad():

@@ -10,6 +10,7 @@ import types
 import pytest
 from torch import nn
 
+from openood_adascale.evidence import description
 from openood_adascale.evidence.description import described, described_classes
 
 
@@ -191,6 +192,23 @@ def test_a_librarys_code_counts_by_its_name():
     of_class = described(nn.Linear)
     assert of_class.startswith("torch.nn.modules.linear.Linear;")
     assert "forward" not in of_class
+
+
+@pytest.mark.parametrize(
+    "library",
+    ["torch", "torchvision", "timm", "PIL", "numpy", "cv2", "openood", "openood_adascale", "scipy", "skimage",
+     "albumentations", "collections", "mine", "__main__"],
+)  # fmt: skip
+def test_known_libraries(library, monkeypatch):
+    """Wherever they are installed, their code counts by its name, and what it names is not followed."""
+    monkeypatch.setattr(description, "_is_installed", lambda top: False)
+    one, other = (
+        described(made(f"FACTOR = {factor}\ndef thing(x): return x * FACTOR", module=f"{library}.part"))
+        for factor in (1, 2)
+    )
+    known = library not in ("mine", "__main__")
+    assert (one == other) == known
+    assert one.startswith(f"{library}.part.thing;") == known
 
 
 def test_a_file_that_was_edited_is_another(modules, monkeypatch, tmp_path):

@@ -176,6 +176,9 @@ class TestInMemory:
         assert kept.size == 3 * size
         entries[2].drop("activation", 0)
         assert kept.size == 2 * size
+        entries[1].write("perturbed", 1, shard())
+        assert kept.size == 3 * size
+        assert entries[1].has("perturbed", 0, 3)
         kept.clear()
         assert kept.size == 0
 
