@@ -4,7 +4,11 @@ import yaml
 
 from openood_adascale import AdaSCALE
 from openood_adascale.detectors.adascale import AdaSCALESettings
+from openood_adascale.detectors.bfact import BFActSettings
+from openood_adascale.detectors.optfs import OptFSSettings
+from openood_adascale.detectors.scale import FixedPercentileSettings
 from openood_adascale.detectors.search import candidates, parse_sweep
+from openood_adascale.detectors.settings import Settings
 from openood_adascale.errors import SettingError
 
 
@@ -135,10 +139,45 @@ def test_arrays_in_a_pair():
     assert AdaSCALESettings(percentile=tuple("[60, 85]")).percentile == (60, 85)
 
 
-def test_numpys_words_become_plain_ones():
-    found = AdaSCALESettings(variant=np.str_("L"), pixels=np.str_("all"), precision=np.str_("auto"))
-    assert {type(value) for value in (found.variant, found.pixels, found.precision)} == {str}
-    assert yaml.safe_load(yaml.safe_dump(found.as_dict()))["variant"] == "L"
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (
+            AdaSCALESettings,
+            {"variant": "L", "pixels": "all", "precision": "auto", "memory_format": "contiguous"},
+        ),
+        (OptFSSettings, {"score": "energy", "learn_from": "val", "batch": "auto"}),
+        (BFActSettings, {"learn_from": "val", "batch": "auto"}),
+    ],
+)
+def test_numpys_words_become_plain_ones(kind, words):
+    found = kind(**{name: np.str_(word) for name, word in words.items()})
+    assert {type(getattr(found, name)) for name in words} == {str}
+    assert yaml.safe_load(yaml.safe_dump(found.as_dict())).items() >= words.items()
+
+
+@pytest.mark.parametrize("number", [np.float32(1), np.int64(1), "1", 1])
+def test_numpys_numbers_become_plain_ones(number):
+    names = {
+        "k1": float,
+        "k2": float,
+        "lmbda": float,
+        "o": float,
+        "epsilon": float,
+        "seed": int,
+        "num_samples": int,
+    }
+    found = AdaSCALESettings(**dict.fromkeys(names, number))
+    assert {name: type(getattr(found, name)) for name in names} == names
+    assert type(OptFSSettings(bins=number).bins) is int
+    assert [
+        type(one) for one in (BFActSettings(percentile=number).percentile, BFActSettings(order=number).order)
+    ] == [
+        float,
+        float,
+    ]
+    assert type(FixedPercentileSettings(percentile=number).percentile) is float
+    assert type(Settings(batch=number).batch) is int
 
 
 @pytest.mark.parametrize("section", [0, 5, "k1", ["k1"], [("k1", 5)], ()])
