@@ -181,16 +181,14 @@ class Rows:
     def _gather(self, part: str, name: str, rows: Tensor) -> Tensor:
         shards = rows // SHARD
         numbers = shards.unique().tolist()
+        first = self._entry.read(part, numbers[0])[name]
         if len(numbers) == 1:
-            return self._entry.read(part, numbers[0])[name][rows - SHARD * numbers[0]]
-        found: Tensor | None = None
+            return first[rows - SHARD * numbers[0]]
+        found = first.new_empty(len(rows), *first.shape[1:])
         for number in numbers:
             here = shards == number
-            content = self._entry.read(part, number)[name]
-            if found is None:
-                found = content.new_empty(len(rows), *content.shape[1:])
-            found[here] = content[rows[here] - SHARD * number]
-        return torch.empty(0) if found is None else found
+            found[here] = self._entry.read(part, number)[name][rows[here] - SHARD * number]
+        return found
 
 
 @dataclass
