@@ -209,8 +209,13 @@ class TestInMemory:
         monkeypatch.setattr(os, "sysconf", unknown)
         monkeypatch.setattr("pathlib.Path.read_text", lambda path: "max\n")
         assert store._memory() == 8 * 2**30
-        monkeypatch.setattr("pathlib.Path.read_text", lambda path: "123456\n")
-        assert store._memory() == 123456
+        # A container's limit, in the places of both versions of cgroups.
+        for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+            monkeypatch.setattr(
+                "pathlib.Path.read_text",
+                lambda path, place=place: "123456\n" if str(path) == place else "max\n",
+            )
+            assert store._memory() == 123456
 
 
 @pytest.mark.parametrize("make", [MemoryStore, lambda **more: DiskStore("unused", **more)])
