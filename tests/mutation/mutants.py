@@ -6,8 +6,6 @@ import ast
 import difflib
 import random
 import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -70,16 +68,17 @@ def sample(count: int, seed: int) -> list[Mutant]:
     return list(islice((mutant for mutant in drawn if not changes_nothing(mutant)), count))
 
 
-def found_again(diffs: Iterable[str]) -> list[Mutant]:
-    """The same changes in today's files, wherever the line has come to stand; those of lines that are gone are left out."""
-    wanted = Counter(map(_without_place, diffs))
-    found = []
-    for changed in map(Changed, files()):
-        for mutant in map(changed.mutant, range(len(changed))):
-            if wanted[text := _without_place(mutant.diff)] > 0:
-                wanted[text] -= 1
-                found.append(mutant)
-    return found
+def found_again(name: str, diff: str) -> Mutant | None:
+    """The same change in today's file, wherever its line has come to stand; None if it is gone."""
+    file, _, number = name.rpartition(":")
+    if file not in files():
+        return None
+    changed = Changed(file)
+    for near in sorted(range(len(changed)), key=lambda other: abs(other - int(number))):
+        mutant = changed.mutant(near)
+        if _without_place(mutant.diff) == _without_place(diff):
+            return mutant
+    return None
 
 
 def _without_place(diff: str) -> str:

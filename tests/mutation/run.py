@@ -219,7 +219,8 @@ def survivors(out: Path) -> list[Mutant]:
     shutil.copy(lines, out / "before.jsonl")
     lines.write_text("".join(json.dumps(one) + "\n" for one in results if one["status"] != SURVIVED))
     (out / "coverage").unlink(missing_ok=True)
-    return found_again([one["diff"] for one in results if one["status"] == SURVIVED])
+    found = (found_again(one["name"], one["diff"]) for one in results if one["status"] == SURVIVED)
+    return [mutant for mutant in found if mutant is not None]
 
 
 if __name__ == "__main__":
