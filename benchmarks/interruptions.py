@@ -62,7 +62,7 @@ PRELOADED = (
     "distributed.start",
 )
 TIMEOUT = 15
-"""Seconds that are told to the processes; after this, and a little, all have ended."""
+"""Seconds that the processes are told a batch may take; signs of life and the end of the others take some more."""
 
 
 def pictures(folder: Path) -> None:

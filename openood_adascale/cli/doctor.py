@@ -154,10 +154,12 @@ def _entered(module: ModuleType) -> str:
 
 
 def _commit(root: Path) -> str:
-    command = ["git", "-C", str(root), "log", "-1", "--format=%h of %cs"]
+    git = ["git", "--no-optional-locks", "-C", str(root)]  # which leaves its index as it is
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        changed = subprocess.run([*command[:3], "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=20,
+        done = subprocess.run(
+            [*git, "log", "-1", "--format=%h of %cs"], capture_output=True, text=True, timeout=20, check=False
+        )
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=20,
                                  check=False)  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return "no git to tell the commit"

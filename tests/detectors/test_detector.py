@@ -154,13 +154,15 @@ def test_loaders_of_several_kinds(network, id_images):
         [[id_images, labels, "path"]],
         [(id_images, ["a.png"] * 50)],
         [{"data": id_images, "label": labels, "index": labels}],
+        [[id_images]],
+        [(id_images,)],
     ]
     detector = AdaSCALE(network).fit(kinds[0])
     outputs = [detector.predict_loader(kind) for kind in kinds]
     for first, second in itertools.pairwise(outputs):
         np.testing.assert_array_equal(first[1], second[1])
     classes = {0, 1, 2, 3, 4}
-    assert [set(output[2]) for output in outputs] == [{-1}, classes, classes, {-1}, classes]
+    assert [set(output[2]) for output in outputs] == [{-1}, classes, classes, {-1}, classes, {-1}, {-1}]
 
 
 def test_bad_input_is_named(network, id_images):

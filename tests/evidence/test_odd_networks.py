@@ -149,3 +149,21 @@ def test_the_error_of_a_graph_that_cannot_be_whole(id_images):
     with pytest.raises(RuntimeError, match=r"fullgraph=True.*_orig_mod"):
         Classifier(compiled, id_images)
     torch._dynamo.reset()
+
+
+def test_gradients_that_float16_alone_would_lose(network, id_images):
+    """Of logits that hardly move with the image: unscaled, float16 makes zeros of their gradient."""
+    with torch.no_grad():
+        network.fc.weight *= 1e-4
+        network.fc.bias *= 1e-4
+    salient = Perturbation("salient", 0.05, 0.5)
+    found = {
+        precision: encode(
+            Classifier(network, id_images), id_images, [salient], Execution(precision, "contiguous")
+        )
+        for precision in ("float32", "float16")
+    }
+    moved = {name: (one.perturbed[salient] - one.activation).double() for name, one in found.items()}
+    assert float(moved["float32"].norm()) > 0.5
+    difference = float((moved["float16"] - moved["float32"]).norm() / moved["float32"].norm())
+    assert difference < 0.2, difference

@@ -12,7 +12,7 @@ from openood_adascale.detectors.adascale import AdaSCALESettings
 
 
 def test_half_a_minute():
-    tallies = fuzz(list(KINDS), seed=0, seconds=24, cases=None)
+    tallies = fuzz(list(KINDS), seed=0, seconds=30, cases=None)
     assert not any(tally.findings for tally in tallies.values()), told(tallies, 0)
     assert all(tally.cases for tally in tallies.values())
 
