@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "examples/README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "examples/README.md",
+    *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")),
+)
 NOT_RUN = re.compile(r"<!-- not run: (\S.*\S) -->")
 RUN_WITH = re.compile(r'<!-- run with ("[^"]*" for "[^"]+"(?:, "[^"]*" for "[^"]+")*) -->')
 

@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -154,13 +155,11 @@ def _entered(module: ModuleType) -> str:
 
 
 def _commit(root: Path) -> str:
-    git = ["git", "--no-optional-locks", "-C", str(root)]  # which leaves its index as it is
+    git = partial(subprocess.run, capture_output=True, text=True, timeout=20, check=False)
+    place = ["git", "--no-optional-locks", "-C", str(root)]  # which leaves its index as it is
     try:
-        done = subprocess.run(
-            [*git, "log", "-1", "--format=%h of %cs"], capture_output=True, text=True, timeout=20, check=False
-        )
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=20,
-                                 check=False)  # fmt: skip
+        done = git([*place, "log", "-1", "--format=%h of %cs"])
+        changed = git([*place, "status", "--porcelain", "-uno"])
     except (OSError, subprocess.TimeoutExpired):
         return "no git to tell the commit"
     if done.returncode:

@@ -37,6 +37,11 @@ class Detector(ABC, Generic[S, T]):
     arithmetic on :class:`~openood_adascale.evidence.evidence.Evidence`. The network is left as it was found: mode,
     ``requires_grad``, ``.grad``, device and hooks. It is run in eval mode, on its own device and in its own dtype.
 
+    >>> class MaxLogit(Detector):
+    ...     judge = lambda self, evidence, settings, state: (evidence.prediction, evidence.logits.amax(1))
+    >>> MaxLogit(network).score(images).shape
+    torch.Size([24])
+
     Args:
         network: returns (B, C) logits and ends in a linear layer. Known by OpenOOD, torchvision, timm or own.
         settings: the method's settings; or give them as keyword arguments.

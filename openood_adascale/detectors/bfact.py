@@ -21,6 +21,9 @@ from .shaping import head_logits, in_blocks
 class BFActSettings(Settings):
     """BFAct's hyperparameters.
 
+    >>> BFActSettings(percentile=90, learn_from="val").as_dict()["percentile"]
+    90.0
+
     Raises:
         SettingError: a value out of range, when made.
     """

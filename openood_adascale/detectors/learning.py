@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
 
 class LearningDetector(Detector[S, T]):
-    """Learns from the Evidence of in-distribution validation images."""
+    """Learns from the Evidence of in-distribution validation images.
+
+    >>> class Centred(LearningDetector):
+    ...     def learn(self, evidence, settings):
+    ...         return evidence.logits.mean(0)
+    ...     def judge(self, evidence, settings, state):
+    ...         return evidence.prediction, -(evidence.logits - state).norm(dim=1)
+    >>> Centred(network).fit(val_loader).is_ood(images).shape
+    torch.Size([24])
+    """
 
     learns: ClassVar[bool] = True
 

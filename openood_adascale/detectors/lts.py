@@ -16,6 +16,10 @@ from .scale import FixedPercentileSettings
 class LTSSettings(FixedPercentileSettings):
     """LTS's hyperparameter.
 
+    >>> LTSSettings(percentile=100)
+    Traceback (most recent call last):
+    openood_adascale.errors.SettingError: percentile: 100 is not allowed; expected a number in (0, 100)
+
     Raises:
         SettingError: a value out of range, when made.
     """

@@ -25,6 +25,9 @@ SCORES = ("vanilla", "energy")
 class OptFSSettings(Settings):
     """OptFS's hyperparameters.
 
+    >>> OptFSSettings(bins=50, percentile="[1, 99]").percentile
+    (1.0, 99.0)
+
     Raises:
         SettingError: a value out of range, when made.
     """

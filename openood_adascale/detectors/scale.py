@@ -17,7 +17,11 @@ from .settings import Settings, number_within
 
 @dataclass(frozen=True)
 class FixedPercentileSettings(Settings):
-    """Settings of the methods whose percentile is the same for every image."""
+    """Settings of the methods whose percentile is the same for every image.
+
+    >>> FixedPercentileSettings(percentile=90).plan().percentiles
+    (90.0, 90.0)
+    """
 
     percentile: float = 85.0
     """In percent, within (0, 100)."""

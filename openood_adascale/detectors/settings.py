@@ -146,6 +146,9 @@ class Settings:
     """Base of every method's settings; a frozen dataclass whose fields are checked when it is made.
 
     The fields that stand here say how the network is run, and are not searched.
+
+    >>> Settings(batch="64", precision="auto").execution
+    Execution(precision='auto', memory_format='auto', batch=64)
     """
 
     precision: str = "float32"

@@ -14,7 +14,12 @@ from ..errors import SettingError
 
 @dataclass(frozen=True)
 class PerImage:
-    """N images of a set, in the order of its scores."""
+    """N images of a set, in the order of its scores.
+
+    >>> images = evaluate(AdaSCALE(network), benchmark, progress=False).images["textures"]
+    >>> len(images), images.predictions.shape, images.percentiles.shape
+    (20, (20,), (20,))
+    """
 
     labels: np.ndarray
     """(N,) int64, −1 where unknown."""

@@ -13,9 +13,14 @@ import torch
 
 import openood_adascale
 from openood_adascale import equations, metrics
-from openood_adascale.detectors.adascale import AdaSCALESettings
+from openood_adascale.detectors.base import Detector
 from openood_adascale.detectors.file import load
+from openood_adascale.detectors.learning import LearningDetector
 from openood_adascale.detectors.registry import METHODS
+from openood_adascale.detectors.scale import FixedPercentileSettings
+from openood_adascale.detectors.search import Search
+from openood_adascale.detectors.settings import Settings
+from openood_adascale.evaluation.per_image import PerImage
 from openood_adascale.evaluation.result import Result
 from openood_adascale.evaluation.tables import save_csv
 from openood_adascale.reporting.gather import from_results
@@ -28,8 +33,10 @@ WITH_EXAMPLES = [
 ]
 PUBLIC = [
     *dict.fromkeys(method.detector for method in METHODS.values()),
+    *dict.fromkeys(method.detector.settings_class for method in METHODS.values()),
+    Detector, LearningDetector, Settings, FixedPercentileSettings, Search, PerImage, Result,
     openood_adascale.Benchmark, openood_adascale.evaluate, openood_adascale.using_store,
-    AdaSCALESettings, Result, load, save_csv, from_results, metrics.ood_metrics, equations.scaling_factor,
+    load, save_csv, from_results, metrics.ood_metrics, equations.scaling_factor,
 ]  # fmt: skip
 
 
