@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, TensorDataset
 SEEN: list[int] = []
 """Sizes of the batches that went through any Net, also through its parts."""
 # On a logger, since what a network's own code names is part of what the network is.
-logging.getLogger("networks").seen = SEEN
+logging.getLogger("networks").batches = SEEN
 
 
 class Counter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
-        logging.getLogger("networks").seen.append(len(images))
+        logging.getLogger("networks").batches.append(len(images))
         return images
 
 

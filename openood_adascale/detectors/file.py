@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound="Detector[Any, Any]")
 
 # To be raised, too, when the network's digest comes to be computed in another way.
-FORMAT = 1
+FORMAT = 2
 _KEY = "openood_adascale_detector"
 _SCORES = "validation_scores"
 _EXPECTED = "expected a file that detector.save(path) has written"

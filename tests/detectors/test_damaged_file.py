@@ -71,7 +71,12 @@ def test_foreign_files(network, id_images, tmp_path, monkeypatch):
         save_file({"state": torch.ones(3)}, place, about)
         with pytest.raises(DetectorFileError, match="of no detector"):
             file.load(place, network)
-    for about in ("{", "[" * 100000, '{"format": 1}', '{"format": 1, "digest": "\\ud800"}'):
+    for about in (
+        "{",
+        "[" * 100000,
+        f'{{"format": {file.FORMAT}}}',
+        f'{{"format": {file.FORMAT}, "digest": "\\ud800"}}',
+    ):
         save_file({"state": torch.ones(3)}, place, {"openood_adascale_detector": about})
         with pytest.raises(DetectorFileError, match="damaged, changed by hand"):
             file.load(place, network)
@@ -82,11 +87,11 @@ def test_foreign_files(network, id_images, tmp_path, monkeypatch):
 
 
 def test_another_version_is_refused(network, id_images, tmp_path):
-    for version in (0, 2, "1", None, [1]):
+    for version in (0, file.FORMAT - 1, file.FORMAT + 1, str(file.FORMAT), None, [file.FORMAT]):
         MSP(network).save(tmp_path / "d")
         rewrite(tmp_path / "d", lambda tensors, about, version=version: about.update(format=version))
         with pytest.raises(
-            DetectorFileError, match=r"d: it has the format .* of another version .* expected 1"
+            DetectorFileError, match=rf"d: it has the format .* of another version .* expected {file.FORMAT}"
         ):
             MSP.load(tmp_path / "d", network)
 

@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from conftest import Named
+from torch.utils.data import DataLoader
 
 from openood_adascale import AdaSCALE
 from openood_adascale.detectors.bfact import BFAct
@@ -104,17 +105,6 @@ def test_images_that_are_not_finite_are_named_by_file(network, id_images):
     assert (str(again), again.names) == (str(caught.value), ["23.png"])
     with pytest.raises(NotFinite, match=r"number 23 \(counted from 0\)"):
         AdaSCALE(network).fit([(batch["data"], batch["label"]) for batch in batches])
-
-
-class Named(Dataset):
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return {"data": self.images[index], "label": 0, "image_name": f"{index}.png"}
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

@@ -74,7 +74,7 @@ class Watching(TinyNet):
     """Notes how the images lie in memory."""
 
     def forward(self, images):
-        logging.getLogger("networks").seen = images.is_contiguous(memory_format=torch.channels_last)
+        logging.getLogger("networks").channels_last = images.is_contiguous(memory_format=torch.channels_last)
         return super().forward(images)
 
 
@@ -82,7 +82,7 @@ class Watching(TinyNet):
 def test_how_images_lie_in_memory(id_images, asked, last):
     network = Watching().eval()
     encode(Classifier(network, id_images), id_images, execution=Execution(memory_format=asked))
-    assert logging.getLogger("networks").seen is last
+    assert logging.getLogger("networks").channels_last is last
 
 
 def test_the_networks_own_error_comes_through(network, id_images):

@@ -10,7 +10,7 @@ import networks as tv
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, make_images, make_loader
+from conftest import Named, TinyNet, make_images, make_loader
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from openood_adascale import MSP, AdaSCALE, using_store
@@ -125,17 +125,6 @@ def test_what_is_not_finite_is_named_by_its_place(network, group):
     with using_store(MemoryStore()), pytest.raises(NotFinite) as error:
         MSP(network).predict_loader(make_loader(images, 8), progress=False)
     assert error.value.rows == [21]  # of the data set
-
-
-class Named(Dataset):
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return {"data": self.images[index], "label": index % 5, "image_name": f"{index}.png"}
 
 
 def test_and_by_its_file(network, group):
