@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from torch.utils.data import DataLoader
 
 from openood_adascale import AdaSCALE, Benchmark, evaluate
-from openood_adascale.evaluation.folders import find_images
-from openood_adascale.evaluation.networks import load_network
+from openood_adascale.evaluation.reading import Reading
 from openood_adascale.evaluation.tables import save_csv
 
 SWEEP = {
@@ -24,17 +22,14 @@ SWEEP = {
 }
 
 
-def benchmark_of(options, transform, workers=2):
+def benchmark_of(options, reading):
     """The loaders of an ``imagenet.yml``."""
-
-    def loader(where):
-        files = find_images(where).with_transform(transform)
-        return DataLoader(files, batch_size=options["batch_size"], num_workers=workers)
-
-    near, far = ({name: loader(where) for name, where in options[split].items()} for split in ("near", "far"))
-    return Benchmark(
-        loader(options["id"]), near, far, val=loader(options["val"]), ood_val=loader(options["ood_val"])
+    near, far = (
+        {name: reading.loader(name, where) for name, where in options[split].items()}
+        for split in ("near", "far")
     )
+    known, val, ood_val = (reading.loader(name, options[name]) for name in ("id", "val", "ood_val"))
+    return Benchmark(known, near, far, val=val, ood_val=ood_val)
 
 
 def main(words=None):
@@ -51,12 +46,13 @@ def main(words=None):
     parser.add_argument("--workers", type=int, default=2, metavar="N")
     chosen = parser.parse_args(words)
     options = yaml.safe_load((chosen.data / "imagenet.yml").read_text(encoding="utf-8"))
-    loaded = load_network(chosen.network, chosen.weights)
-    benchmark = benchmark_of(options, loaded.transform, chosen.workers)
+    words = {"batch_size": options["batch_size"], **vars(chosen)}
+    reading = Reading(words, print)  # on a GPU, where there is one, as the command
+    benchmark = benchmark_of(options, reading)
     rows = {}
     for variant in "AL":
         for what, sweep in (("percentiles", None), ("all", SWEEP)):
-            detector = AdaSCALE(loaded.network, variant=variant)
+            detector = AdaSCALE(reading.loaded.network, variant=variant)
             result = evaluate(
                 detector, benchmark, search=True, sweep=sweep, store=options["store"], progress=False
             )

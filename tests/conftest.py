@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from typing import Any
 
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each of the processes that share the cores, and theirs
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The networks of the tests are on the CPU, wherever they run; OpenOOD may be imported by any of them.
+os.environ["OPENOOD_DEVICE"] = "cpu"
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from openood_adascale.evidence.encode import has_float16
 from openood_adascale.evidence.sharing import forget
@@ -69,19 +70,6 @@ def make_images(count: int, seed: int, shift: float = 0.0) -> Tensor:
 def make_loader(images: Tensor, batch_size: int = 16, **kwargs) -> DataLoader:
     labels = torch.arange(len(images)) % 5
     return DataLoader(TensorDataset(images, labels), batch_size=batch_size, **kwargs)
-
-
-class Named(Dataset):
-    """Images that tell their files, as OpenOOD's do."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"data": self.images[index], "label": index % 5, "image_name": f"{index}.png"}
 
 
 @pytest.fixture

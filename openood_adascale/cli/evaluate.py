@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +87,8 @@ def execute(options: argparse.Namespace) -> int:
 
 def _foreign(chosen: dict[str, Any]) -> dict[str, Any]:
     """Other libraries' methods."""
-    from ..plugin.devices import VARIABLE
     from ..plugin.foreign import KIND, OpenOODs
 
-    if chosen["device"] is not None:
-        os.environ.setdefault(VARIABLE, str(chosen["device"]))  # where OpenOOD's .cuda() is to go
     return {KIND: OpenOODs(False if chosen["quiet"] else None)}
 
 

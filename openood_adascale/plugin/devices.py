@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -56,24 +57,55 @@ class CudaRedirection:
         if self._target is not None and isinstance(real, ModuleType) and not isinstance(real, _Proxy):
             self._changes.set(module, name, _redirected(name, real, torch, self._target))
 
+    @contextmanager
+    def going_to(self, device: Any) -> Iterator[None]:
+        """``.cuda()``, and OpenOOD's other ways, meanwhile mean the torch.device ``device``."""
+        torch: Any = sys.modules["torch"]
+        if switched_off("device") or self._means(torch, device):
+            yield
+            return
+        changes, target = Changes(), _Target(torch, str(device))
+        _replace_methods(changes, torch, target)
+        for module_name, name in _OTHER_WAYS.items():
+            module = sys.modules.get(module_name)
+            real = None if module is None else vars(module).get(name)
+            if isinstance(real, _Proxy):
+                real = vars(real)["_module"]
+            if isinstance(real, ModuleType):
+                changes.set(module, name, _redirected(name, real, torch, target))
+        try:
+            yield
+        finally:
+            changes.undo()
+
+    def _means(self, torch: Any, device: Any) -> bool:
+        if self._target is not None:
+            return bool(self._target.device == device)
+        there = device.type == "cuda" and torch.cuda.device_count()
+        return bool(there and device.index in (None, torch.cuda.current_device()))
+
     def undo(self) -> None:
         """Take back everything that was put in place. The caller holds the plugin's lock."""
         self._changes.undo()
         self._decided, self._target = False, None
 
     def _replace_methods(self, torch: Any, target: _Target) -> None:
-        def tensor_cuda(self: Any, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
-            return self.to(target.device, non_blocking=non_blocking, **kwargs)
-
-        def module_cuda(self: Any, device: Any = None) -> Any:
-            return self.to(target.device)
-
-        self._changes.set(torch.Tensor, "cuda", tensor_cuda)
-        self._changes.set(torch.nn.Module, "cuda", module_cuda)
+        _replace_methods(self._changes, torch, target)
         kept = target.wanted in ("", "cpu") and keep_memory()
         reason = f"{VARIABLE}={target.wanted}" if target.wanted else "no CUDA here"
         where = f"{target.wanted or 'cpu'}{', freed memory is kept' if kept else ''}"
         say_done(f"{reason}, OpenOOD's .cuda() calls go to {where}", "device,memory" if kept else "device")
+
+
+def _replace_methods(changes: Changes, torch: Any, target: _Target) -> None:
+    def tensor_cuda(self: Any, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
+        return self.to(target.device, non_blocking=non_blocking, **kwargs)
+
+    def module_cuda(self: Any, device: Any = None) -> Any:
+        return self.to(target.device)
+
+    changes.set(torch.Tensor, "cuda", tensor_cuda)
+    changes.set(torch.nn.Module, "cuda", module_cuda)
 
 
 class _Target:

@@ -22,7 +22,7 @@ from ..evaluation.benchmark import Benchmark
 from ..evidence.batch import hidden
 from ..evidence.encode import prepare
 from ..evidence.head import logits_of
-from ..evidence.modes import frozen, unwrap
+from ..evidence.modes import device_of, frozen, unwrap
 from ..evidence.sharing import current_store, using_store
 from .checkout import configs, evaluation_api
 from .comparison import FROM_FEATURES
@@ -31,7 +31,7 @@ from .foreign_loaders import first_images, has_labels, no_images, no_labels, pat
 from .names import postprocessor_methods
 from .own_data import Classes, OwnData
 from .process import say
-from .registration import OWN_NAMES, within_evaluator
+from .registration import OWN_NAMES, cuda_is, within_evaluator
 
 KIND = "openood"
 _DATA = "openood-adascale-folders"
@@ -230,14 +230,15 @@ class Foreign:
 
     @contextmanager
     def _lent(self) -> Iterator[None]:
-        """OpenOOD knows the benchmark meanwhile."""
+        """OpenOOD knows the benchmark meanwhile, and works where the network is."""
         if self._own is None:
             raise RuntimeError(f"{self!r}: call check(benchmark) first, as evaluate does")
         OWN_NAMES.add(self._own)
         try:
             if self.name in _NORMALISE and OWN_NAMES.preprocessing(_DATA).normalization is None:
                 say(f"{self.name}: the images' transform shows no mean and std; 0.5 is taken for both")
-            yield
+            with cuda_is(device_of(self.network)):
+                yield
         finally:
             OWN_NAMES.remove(_DATA)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -110,6 +110,11 @@ def tables_noted(tables: list[Any]) -> Iterator[None]:
 def within_evaluator(evaluator: Any, function: Callable[[Any], Any]) -> Any:
     """``function(evaluator)``, on stored activations where these serve the Evaluator's postprocessor."""
     return _evaluator.within(evaluator, function)
+
+
+def cuda_is(device: Any) -> AbstractContextManager[None]:
+    """OpenOOD's ``.cuda()`` calls meanwhile go to ``device``, a torch.device; not with ``device`` switched off."""
+    return _cuda.going_to(device)
 
 
 def _execute(module: ModuleType, run: Callable[[ModuleType], None]) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import Named
+from named_images import Named
 from torch.utils.data import DataLoader
 
 from openood_adascale import AdaSCALE

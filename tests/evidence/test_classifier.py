@@ -14,7 +14,7 @@ from untouched import same, snapshot
 from openood_adascale.errors import HeadMismatch
 from openood_adascale.evidence.classifier import Classifier
 from openood_adascale.evidence.encode import encode
-from openood_adascale.evidence.modes import frozen
+from openood_adascale.evidence.modes import device_of, frozen
 from openood_adascale.evidence.plan import Execution, Perturbation
 
 TRIVIAL = Perturbation("trivial", 0.05, 0.5)
@@ -28,7 +28,7 @@ EVERY = [Perturbation(pixels, 0.05, 0.5) for pixels in ("trivial", "salient", "r
 def test_head_and_activation_of_many_kinds_of_network(make):
     torch.manual_seed(0)
     network = make().eval()
-    images = make_images(4, 3)
+    images = make_images(4, 3).to(device_of(network))  # a GPU is where DataParallel goes
     classifier = Classifier(network, images)
     with torch.no_grad(), frozen(network):
         logits, activation, _, _ = classifier(images)

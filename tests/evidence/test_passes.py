@@ -10,7 +10,8 @@ import networks as tv
 import numpy as np
 import pytest
 import torch
-from conftest import Named, TinyNet, make_images, make_loader
+from conftest import TinyNet, make_images, make_loader
+from named_images import Named
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from openood_adascale import MSP, AdaSCALE, using_store

@@ -137,7 +137,8 @@ def test_what_differs_is_another_entry(store, network, id_images):
     assert count(MSP(network, precision="auto")) == 0
     assert count(images=make_loader(id_images[:1])) == 1 + HEAD
     assert count(images=make_loader(id_images[:1])) == 0
-    assert count(MSP(network, precision="bfloat16")) == 50 + HEAD
+    already = fastest_precision(torch.device("cpu")) == "bfloat16"
+    assert count(MSP(network, precision="bfloat16")) == (0 if already else 50 + HEAD)
     assert count(MSP(network, memory_format="contiguous")) == 50 + HEAD
     changed = DataLoader(
         ConcatDataset([TensorDataset(id_images[:25], torch.zeros(25)), Subset(loader.dataset, range(25))])

@@ -125,10 +125,15 @@ def make(rng: random.Random) -> Made:
     network: nn.Module = (WithFeature if returns_feature else Classified)(body, head, gives)
     _spread(rng, network, exact)
     for _ in range(rng.choice([0, 0, 0, 1, 2])):
-        network = rng.choice([Wrapped, nn.Sequential, nn.DataParallel])(network)
+        network = rng.choice([Wrapped, nn.Sequential, _parallel])(network)
     if rng.random() < 0.25:
         network = network.double()
     return Made(network.train(rng.random() < 0.3), shape, gives in RIGHT, exact)
+
+
+def _parallel(network: nn.Module) -> nn.Module:
+    """Where there is CUDA it would move the network, and the fuzzer's are on the CPU."""
+    return network if torch.cuda.is_available() else nn.DataParallel(network)
 
 
 def _flat_body(rng: random.Random, shape: tuple[int, ...], size: int) -> nn.Sequential:

@@ -49,7 +49,7 @@ def case(rng: random.Random, folder: Path) -> str:
 
 def _state_of(made: Made) -> tuple[Any, ...]:
     network = made.network
-    tensors = tuple(tensor.numpy().tobytes() for tensor in network.state_dict().values())
+    tensors = tuple(tensor.cpu().numpy().tobytes() for tensor in network.state_dict().values())
     flags = tuple((p.requires_grad, p.grad is None) for p in network.parameters())
     hooks = sum(len(module._forward_hooks) for module in network.modules())
     modes = tuple(module.training for module in network.modules())

@@ -49,8 +49,6 @@ def _openood_importable(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """In every test here `openood` is the private checkout's, in this process and in those it starts."""
     monkeypatch.syspath_prepend(str(checkout))
     monkeypatch.setenv("PYTHONPATH", python_path(checkout))
-    # The networks of these tests are on the CPU, wherever they run.
-    monkeypatch.setenv("OPENOOD_DEVICE", "cpu")
 
 
 def python_path(checkout: Path) -> str:

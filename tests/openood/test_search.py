@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -166,7 +168,8 @@ def test_a_network_that_changes_after_setup_is_noticed(small_net):
     postprocessor, images = AdaSCALEPostprocessor(), torch.randn(4, 3, 32, 32)
     postprocessor.setup(small_net, *loaders_of(40, 0))
     want = postprocessor.postprocess(small_net, images)[1]
-    torch.testing.assert_close(postprocessor.postprocess(torch.nn.DataParallel(small_net), images)[1], want)
+    parallel = torch.nn.DataParallel(copy.deepcopy(small_net))  # on a GPU, where there is one
+    torch.testing.assert_close(postprocessor.postprocess(parallel, images)[1].cpu(), want)
     small_net.fc = torch.nn.Linear(128, 10)
     for call in (
         lambda: postprocessor.postprocess(small_net, images),
