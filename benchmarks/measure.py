@@ -43,6 +43,11 @@ def quiet(call: Callable[[], Any]) -> Any:
         return call()
 
 
+def told(taken: float) -> str:
+    """Seconds, for people."""
+    return f"{taken:.2f} s" if taken >= 0.1 else f"{1e3 * taken:.1f} ms"
+
+
 class Table:
     """Rows of what was measured against what; printed at once, written at the end."""
 

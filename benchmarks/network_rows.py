@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measure import BATCH, Table, quiet, side_by_side
+from measure import BATCH, Table, quiet, side_by_side, told
 from torch import nn
 
 from openood_adascale import AdaSCALE, equations
@@ -21,8 +21,19 @@ from openood_adascale.evidence.plan import Perturbation
 from openood_adascale.metrics import auroc
 
 
-def scoring(table: Table, network: nn.Module, images: torch.Tensor, repeats: int, theirs: Any) -> None:
-    """Scoring a batch against one plain float32 forward pass of it, as OpenOOD's MSP runs it."""
+def scoring(
+    table: Table,
+    network: nn.Module,
+    images: torch.Tensor,
+    repeats: int,
+    theirs: Any,
+    kind: str = "ResNet-18, 32×32",
+) -> None:
+    """Scoring a batch against one plain float32 forward pass of it, as OpenOOD's MSP runs it.
+
+    Args:
+        theirs: OpenOOD's adascale_a, ready to score.
+    """
     device = images.device
 
     def plain() -> None:
@@ -43,15 +54,12 @@ def scoring(table: Table, network: nn.Module, images: torch.Tensor, repeats: int
         calls["adascale_a"] = lambda: theirs.postprocess(theirs.net, images.clone())
     found = side_by_side(calls, repeats, device)
     targets = {"float32": 2.8, "bfloat16": 0.8, "random pixels, float32": 1.8}
-    kind = (
-        "ResNet-18, 32×32" if images.shape[-1] == 32 else f"ResNet-50, {images.shape[-1]}×{images.shape[-1]}"
-    )
     for name in [n for n in found if n != "plain"]:
         ratio = found[name] / found["plain"]
         target = targets.get(name)
         table.add(
             f"scoring {len(images)} images, {name} ({kind})",
-            f"{ratio:.2f} × a plain float32 forward pass ({found['plain']:.2f} s)",
+            f"{ratio:.2f} × a plain float32 forward pass ({told(found['plain'])})",
             f"≤ {target} ×" if target else "",
             None if target is None else ratio <= target,
         )

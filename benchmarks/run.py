@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from data import bench, images_of, runs
+from gpu_rows import on_a_gpu
 from measure import BATCH, Table, hardware, quiet
 from network_rows import (
     agreement,
@@ -153,13 +154,8 @@ def measure(on: Bench, table: Table) -> tuple[dict[int, float], dict[str, float]
         kept_memory(table, repeats)
     if on.wanted("processes") and on.device.type == "cpu":
         on_two_processes(table, repeats)
-    if on.device.type == "cuda":
-        from torchvision.models import resnet50
-
-        big = torch.randn(BATCH, 3, 224, 224, device=on.device)
-        scoring(table, resnet50().eval().to(on.device), big, repeats, None)
-        outside_the_network(table, repeats, on.device)
-        factors(table, repeats, on.device)
+    if on.wanted("gpu") and on.device.type == "cuda":
+        on_a_gpu(table, repeats, on.device, on.checkout is not None)
     if on.wanted("search") and on.checkout is not None:
         sizes = f"{on.options.val} + {on.options.ood_val}"
         taken = whole_search(table, on.network, on.data, sizes)

@@ -57,15 +57,16 @@ def decoding(repeats: int = 100) -> float:
     return 1e3 * median(times)
 
 
-def passes(name: str, batch: int = 32, repeats: int = 5) -> tuple[float, float]:
-    """Milliseconds per image of a plain pass and of AdaSCALE's passes, by all threads of this process."""
+def passes(name: str, precision: str, device: torch.device, repeats: int = 5) -> tuple[float, float]:
+    """Milliseconds per image of a plain pass and of AdaSCALE's passes, by a GPU or by all threads of this process."""
     torch.manual_seed(0)
-    network = getattr(torchvision.models, name)().eval()
-    images = torch.randn(batch, 3, 224, 224)
-    plain, perturbing = MSP(network), AdaSCALE(network)
+    network = getattr(torchvision.models, name)().eval().to(device)
+    batch = 32 if device.type == "cpu" else 256
+    images = torch.randn(batch, 3, 224, 224, device=device)
+    plain, perturbing = MSP(network, precision=precision), AdaSCALE(network, precision=precision)
     quiet(lambda: perturbing.fit([images[:16]], progress=False))
     calls = {"plain": lambda: plain.score(images), "adascale": lambda: perturbing.score(images)}
-    taken = side_by_side(calls, repeats, torch.device("cpu"))
+    taken = side_by_side(calls, repeats, device)
     return 1e3 * taken["plain"] / batch, 1e3 * taken["adascale"] / batch
 
 
@@ -113,14 +114,17 @@ def main() -> None:
     parser.add_argument("--readers", type=int, default=16, help="cores that decode (default: %(default)s)")
     parser.add_argument("--forward-ms", type=float, help="of another machine, in place of what is measured")
     parser.add_argument("--adascale-ms", type=float, help="the same, of AdaSCALE's passes")
+    parser.add_argument("--precision", default="float32", help="of the network (default: %(default)s)")
     options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_memory()
     decode = decoding()
     size, write, read = store()
     forward, adascale = options.forward_ms, options.adascale_ms
     if forward is None or adascale is None:
-        forward, adascale = passes(options.network)
-    print(f"{hardware(torch.device('cpu'))}, torch {torch.__version__}; per image:\n")
+        forward, adascale = passes(options.network, options.precision, device)
+    machine = hardware(torch.device("cpu")) + (f", {hardware(device)}" if device.type == "cuda" else "")
+    print(f"{machine}, torch {torch.__version__}, {options.precision}; per image:\n")
     print("| step | |\n|---|---|")
     print(f"| decoding a JPEG of 500 × 375 to 224 × 224, one core | {decode:.2f} ms |")
     print(f"| {options.network}, a plain pass | {forward:.2f} ms |")

@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -242,8 +242,20 @@ def _of_a_library(module: str | None) -> bool:
 
 
 def _is_installed(top: str) -> bool:
-    module = sys.modules.get(top)
-    return "site-packages" in (getattr(module, "__file__", None) or "")
+    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    folder, name = os.path.split(file)
+    return "site-packages" in file or _holds_installed(
+        os.path.dirname(folder) if name.startswith("__init__.") else folder
+    )
+
+
+@cache
+def _holds_installed(folder: str) -> bool:
+    """Whether packages were installed there: pip (``--target``, too), conda and Linux put their metadata beside them."""
+    try:
+        return any(name.endswith(".dist-info") for name in os.listdir(folder or "/dev/null"))
+    except OSError:
+        return False
 
 
 def _edited(module: str | None) -> str:

@@ -39,6 +39,8 @@ class CudaRedirection:
         self._changes = Changes()
         self._decided = False
         self._target: _Target | None = None
+        self._meanwhile: _Target | None = None
+        """That of :meth:`going_to`."""
 
     def redirect(self, module: ModuleType) -> None:
         """Have ``.cuda()``, and ``module`` of OpenOOD's, which was just executed, use the device that is here.
@@ -73,14 +75,17 @@ class CudaRedirection:
                 real = vars(real)["_module"]
             if isinstance(real, ModuleType):
                 changes.set(module, name, _redirected(name, real, torch, target))
+        before, self._meanwhile = self._meanwhile, target
         try:
             yield
         finally:
+            self._meanwhile = before
             changes.undo()
 
     def _means(self, torch: Any, device: Any) -> bool:
-        if self._target is not None:
-            return bool(self._target.device == device)
+        target = self._meanwhile or self._target
+        if target is not None:
+            return bool(target.device == device)
         there = device.type == "cuda" and torch.cuda.device_count()
         return bool(there and device.index in (None, torch.cuda.current_device()))
 

@@ -228,18 +228,23 @@ def test_a_file_that_was_edited_is_another(modules, monkeypatch, tmp_path):
         assert ("no file;" in described(module.thing)) == counts
 
 
-def test_installed_packages_count_by_their_files(monkeypatch, tmp_path):
-    folder = tmp_path / "site-packages"
-    folder.mkdir()
-    for name in ("of_others", "of_others_two"):
-        (folder / f"{name}.py").write_text("BIAS = 1\ndef thing(x): return x + BIAS\n")
+@pytest.mark.parametrize("place", ["site-packages", "target/others-1.0.dist-info", "project/others.egg-info"])
+@pytest.mark.parametrize("file", ["of_others.py", "of_others/__init__.py"])
+def test_installed_packages_count_by_their_files(monkeypatch, tmp_path, place, file):
+    """Also those of ``pip install --target``; what is installed as an editable checkout is somebody's own code."""
+    (tmp_path / place).mkdir(parents=True)
+    folder = tmp_path / place.partition("/")[0]
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text("BIAS = 1\ndef thing(x): return x + BIAS\n")
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "of_others", raising=False)
     module = importlib.import_module("of_others")
     text = described(module.thing)
-    assert text.startswith("of_others.thing;")
+    installed = "project" not in place
+    assert text.startswith("of_others.thing;") == installed
     module.BIAS = 2  # of a library's code what it names is not followed
-    assert described(module.thing) == text
-    (folder / "of_others.py").write_text("BIAS = 1\ndef thing(x): return x + BIAS\n# edited\n")
+    assert (described(module.thing) == text) == installed
+    (folder / file).write_text("BIAS = 1\ndef thing(x): return x + BIAS\n# edited\n")
     assert described(module.thing) != text
     monkeypatch.delitem(sys.modules, "of_others")
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from openood_adascale import AdaSCALE, Benchmark, evaluate, register_dataset, using_store
 from openood_adascale.plugin.foreign import OpenOODs, foreign
+from openood_adascale.plugin.registration import cuda_is
 
 NAMES = [*OpenOODs().names("all"), "odin"]
 NO_FIGURES = {"she", "vim", "nnguide"}
@@ -127,6 +128,17 @@ def test_the_network_comes_back_as_it_was(digits):
     from openood.evaluation_api.datasets import DATA_INFO
 
     assert not any("folders" in name for name in DATA_INFO)
+
+
+@pytest.mark.parametrize("name", ["temp_scaling", "odin"])
+def test_openoods_cuda_is_where_the_network_is(digits, name):
+    """Also where the process has a GPU that the network is not on."""
+    network = Plain().eval()
+    want = evaluate(foreign(name, network, False), digits, search=False, progress=False)
+    with cuda_is(torch.device("meta")):
+        assert torch.ones(1).cuda().device.type == "meta"
+        found = evaluate(foreign(name, network, False), digits, search=False, progress=False)
+    pd.testing.assert_frame_equal(found.table, want.table)
 
 
 def test_loaders_of_tensors(digits):

@@ -90,7 +90,8 @@ def test_many_postprocessors_in_one_run(run_script, run_root, tmp_path):
 WITHOUT_OPENOOD = """
 import sys
 from pathlib import Path
-sys.path[:] = [path for path in sys.path if path and not (Path(path) / "openood" / "evaluation_api").is_dir()]
+found = [path for path in sys.path[1:] if path and not (Path(path) / "openood" / "evaluation_api").is_dir()]
+sys.path[:] = [str(Path(sys.executable).parent), *found]
 from openood_adascale.cli import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing.process
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -73,6 +74,33 @@ def test_device_variable_wins_over_cuda(
     assert module.torch.ones(1, device="cuda").device.type == "meta"
     assert module.torch.ones(1, device="cpu").device.type == "cpu"
     assert "OPENOOD_DEVICE=meta" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", [0, 2])
+def test_another_device_for_a_while(
+    openood_module: Make, cuda: CudaRedirection, monkeypatch: pytest.MonkeyPatch, capsys: Any, there: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    name = "openood.postprocessors.temp_scaling_postprocessor"
+    module = openood_module(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    own = vars(torch.nn.Module)["cuda"], vars(torch.Tensor).get("cuda"), module.torch
+    capsys.readouterr()
+    with cuda.going_to(torch.device("meta")):
+        assert torch.ones(2).cuda().device.type == "meta"
+        assert torch.nn.Linear(2, 2).cuda().weight.device.type == "meta"
+        assert module.torch.ones(1, device="cuda").device.type == "meta"
+        with cuda.going_to(torch.device("cpu")):
+            assert torch.ones(2).cuda().device.type == "cpu"
+            assert module.torch.ones(1, device="cuda").device.type == "cpu"
+        assert torch.ones(2).cuda().device.type == "meta"
+    assert own == (vars(torch.nn.Module)["cuda"], vars(torch.Tensor).get("cuda"), module.torch)
+    with cuda.going_to(torch.device("cpu")):
+        assert torch.ones(2).cuda().device.type == "cpu"
+    monkeypatch.setenv("OPENOOD_ADASCALE_DISABLE", "device")
+    with cuda.going_to(torch.device("meta")):
+        assert vars(torch.Tensor).get("cuda") is own[1]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("value", ["cuda:99", "gpu", "cuda:x"])
