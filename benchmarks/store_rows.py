@@ -55,7 +55,8 @@ def comparison(table: Table, data: Path, checkpoint: Path, openood: Path) -> Non
             root = checkout / "results" / runs
             (root / "s0").mkdir(parents=True, exist_ok=True)
             shutil.copy(checkpoint, root / "s0" / "best.ckpt")
-            full = {**os.environ, **env, "PYTHONPATH": str(checkout)}
+            path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
+            full = {**os.environ, **env, "PYTHONPATH": path}
             start = time.perf_counter()
             subprocess.run(
                 [sys.executable, *map(str, command), "--root", str(root), "--save-csv"],

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import make_images, make_loader
+from conftest import TinyNet, make_images, make_loader
 from processes import run
 from torch import nn
 
@@ -76,6 +76,29 @@ def test_half_precision(network, precision):
     )
     assert found.dtype == expected.dtype
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.3)
+
+
+class Watching(nn.Module):
+    """Notes how the images lie in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = TinyNet()
+
+    def forward(self, images):
+        self.net.lain.append(images.is_contiguous(memory_format=torch.channels_last))
+        return self.net(images)
+
+
+@pytest.mark.parametrize(
+    ("precision", "pixels", "want"),
+    [("bfloat16", "random", True), ("bfloat16", "trivial", False), ("float32", "random", False)],
+)
+def test_how_images_lie_in_memory(precision, pixels, want):
+    network = Watching().eval().to(DEVICE)
+    network.net.lain = []
+    AdaSCALE(network, precision=precision, pixels=pixels).fit([make_images(20, 1)], progress=False)
+    assert network.net.lain[-1] == want
 
 
 class Roomy(nn.Module):

@@ -87,7 +87,10 @@ def encode(
             whole=classifier.keeps_batches_whole,
             batch=execution.batch,
         )
-        parts = _in_memory_format(work, classifier, images, execution.memory_format, dtype)
+        on_cpu, half = device.type == "cpu", device.type == "cuda" and dtype is not None
+        # On a GPU torch's backward passes through batch norms are slower in channels-last memory.
+        faster = on_cpu or (half and not gradient)
+        parts = _in_memory_format(work, classifier, images, execution.memory_format, faster)
         head = classifier.head
         if in_training:  # back in its mode, the network may have other weights
             head = Head(head.weight.clone(), head.bias.clone())
@@ -104,15 +107,14 @@ def _in_memory_format(
     classifier: Classifier,
     images: Tensor,
     memory_format: str,
-    dtype: torch.dtype | None,
+    channels_last_is_faster: bool,
 ) -> _Parts:
     if images.ndim != 4 or memory_format == "contiguous":
         return work(images.contiguous())
     channels_last = images.contiguous(memory_format=torch.channels_last)
     if memory_format == "channels_last":
         return work(channels_last)
-    faster = images.device.type == "cpu" or (images.device.type == "cuda" and dtype is not None)
-    if faster and classifier.takes_channels_last:
+    if channels_last_is_faster and classifier.takes_channels_last:
         try:
             return work(channels_last)
         except (NotFinite, HeadMismatch, MemoryError):

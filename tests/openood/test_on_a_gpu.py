@@ -32,7 +32,11 @@ def test_a_comparison(run_script, run_root, tmp_path):
     ]
     tables = {}
     for device in ("cuda", "cpu"):
-        env = {"OPENOOD_DEVICE": device, "OPENOOD_ADASCALE_STORE": str(tmp_path / device)}
+        env = {
+            "OPENOOD_DEVICE": device,
+            "OPENOOD_ADASCALE_STORE": str(tmp_path / device),
+            "NVIDIA_TF32_OVERRIDE": "0",
+        }
         done = run_script([*command, "--root", run_root], env=env)
         on_images = re.findall("openood-adascale: ([a-z_]+): run on the images", done.stderr)
         assert {*on_images} == {*ON_IMAGES}, done.stderr[-4000:]
@@ -46,8 +50,8 @@ def test_a_comparison(run_script, run_root, tmp_path):
         mean = [
             frame.map(lambda cell: float(str(cell).split(" ")[0])) for frame in (tables["cuda"][name], want)
         ]
-        # TensorFloat-32 on the GPU; an image of 120 is 0.8 points.
-        pd.testing.assert_frame_equal(*mean, atol=2.0, rtol=0, obj=name)
+        # An image of 36 is 2.8 points.
+        pd.testing.assert_frame_equal(*mean, atol=3.0, rtol=0, obj=name)
 
 
 def test_imagenet(run_script, imagenet_checkpoint):
