@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from measure import BATCH, Table, quiet, side_by_side, told
+from measure import BATCH, Table, quiet
 from network_rows import factors, outside_the_network, scoring, their_postprocessor
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from openood_adascale import AdaSCALE
 
@@ -28,7 +27,6 @@ def on_a_gpu(table: Table, repeats: int, device: torch.device, with_openood: boo
         table, vit_b_16().eval().to(device), torch.randn(64, 3, 224, 224, device=device), repeats, None,
         "ViT-B/16, 224×224",
     )  # fmt: skip
-    _batches(table, repeats, device)
     outside_the_network(table, repeats, device)
     factors(table, repeats, device)
 
@@ -73,25 +71,4 @@ def _memory(table: Table, network: nn.Module, images: torch.Tensor, theirs: Any,
     table.add(
         f"peak memory of scoring {len(images)} images on the GPU ({kind})",
         f"{ratio:.2f} × adascale_a ({peak['ours']:,.0f} of {peak['adascale_a']:,.0f} MiB)",
-        "≤ 0.8 ×",
-        ratio <= 0.8,
-    )
-
-
-def _batches(table: Table, repeats: int, device: torch.device) -> None:
-    """A loader of small batches, each on its own and as many at a time as pay."""
-    from torchvision.models import resnet50
-
-    network = resnet50().eval().to(device)
-    images = torch.randn(256, 3, 224, 224)
-    loader = DataLoader(TensorDataset(images, torch.zeros(len(images))), batch_size=8)
-    calls = {}
-    for batch in ("loader", "auto"):
-        detector = AdaSCALE(network, batch=batch, precision="bfloat16")
-        detector.fit([images[:32]], progress=False)
-        calls[batch] = lambda d=detector: d.predict_loader(loader, False)
-    found = side_by_side(calls, repeats, device)
-    table.add(
-        "256 images from a loader of 8 at a time, AdaSCALE, bfloat16 (ResNet-50, 224×224): batch: auto",
-        f"{found['loader'] / found['auto']:.2f} × faster ({told(found['auto'])}, {told(found['loader'])})",
     )

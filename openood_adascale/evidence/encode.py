@@ -87,9 +87,8 @@ def encode(
             whole=classifier.keeps_batches_whole,
             batch=execution.batch,
         )
-        on_cpu, half = device.type == "cpu", device.type == "cuda" and dtype is not None
-        # On a GPU torch's backward passes through batch norms are slower in channels-last memory.
-        faster = on_cpu or (half and not gradient)
+        # On a GPU the way back through batch norms is slower in channels-last memory.
+        faster = device.type == "cpu" or (device.type == "cuda" and not gradient)
         parts = _in_memory_format(work, classifier, images, execution.memory_format, faster)
         head = classifier.head
         if in_training:  # back in its mode, the network may have other weights
