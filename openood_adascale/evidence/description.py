@@ -253,7 +253,7 @@ def _is_installed(top: str) -> bool:
 def _holds_installed(folder: str) -> bool:
     """Whether packages were installed there: pip (``--target``, too), conda and Linux put their metadata beside them."""
     try:
-        return any(name.endswith(".dist-info") for name in os.listdir(folder or "/dev/null"))
+        return bool(folder) and any(name.endswith(".dist-info") for name in os.listdir(folder))
     except OSError:
         return False
 

@@ -28,13 +28,13 @@ def test_eval_ood(run_script, run_root, description, tmp_path):
     env = {VARIABLE: str(write_description(tmp_path / "mine.yml", description))}
     runner = ["-m", "openood_adascale", "run"]
     args = ["scripts/eval_ood.py", "--root", run_root, "--fsood", "--save-csv", "--id-data"]
-    done = run_script([*runner, *args, "my-digits", "--postprocessor", "msp"], env=env)
+    name = "adascale_logit_resnet50"
+    several = ["--postprocessors", f"msp,{name}", *args, "my-digits", "--save-score"]
+    done = run_script([*runner, *several], env=env)
     assert "Performing inference on my-digits test set" in done.stdout
     found = table(run_root / "fsood/msp.csv")
     run_script([*args, "cifar10", "--postprocessor", "msp"], env=env)
     pd.testing.assert_frame_equal(table(run_root / "fsood/msp.csv"), found, atol=0.011, rtol=0)
-    name = "adascale_logit_resnet50"
-    run_script([*runner, "--postprocessors", name, *args, "my-digits", "--save-score"], env=env)
     figures = table(run_root / f"fsood/{name}.csv")
     assert list(figures.index) == list(found.index)
     assert figures["ACC"].to_list() == found["ACC"].to_list()

@@ -42,7 +42,7 @@ def aurocs(printed: str) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("ours", "openoods", "pairs"),
-    [("adascale", "adascale_a", PAIRS), ("adascale_logit", "adascale_l", PAIRS[1:2])],
+    [("adascale", "adascale_a", PAIRS[:2]), ("adascale_logit", "adascale_l", PAIRS[1:2])],
 )
 def test_equals_openoods_own(make_evaluator, checkout, tmp_path, packaged, ours, openoods, pairs):
     sweep = {"percentile_list": pairs}

@@ -192,7 +192,7 @@ def test_spawned_workers_register_silently(run: Run) -> None:
             return torch.ones(1).cuda().item() if not torch.cuda.is_available() else 1.0
 
         if __name__ == '__main__':
-            with multiprocessing.get_context('spawn').Pool(2) as pool:
+            with multiprocessing.get_context('spawn').Pool(1) as pool:
                 assert pool.map(work, [0, 1]) == [1.0, 1.0]
         """
     )
