@@ -1,4 +1,4 @@
-"""Rows about a GPU: scoring beside OpenOOD's ``adascale_a``, memory, batches, and what is outside of the network."""
+"""Rows about a GPU: scoring beside OpenOOD's ``adascale_a``, memory, and what is outside of the network."""
 
 from __future__ import annotations
 
