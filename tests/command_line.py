@@ -6,20 +6,14 @@ import contextlib
 import io
 import os
 import subprocess
-import sys
+
+import quick_process
 
 from openood_adascale.cli import main
 
 
 def call(*arguments, cwd=None, check=True, env=None):
-    return subprocess.run(
-        [sys.executable, "-m", "openood_adascale", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=check,
-        env=env,
-    )
+    return quick_process.run(["-m", "openood_adascale", *arguments], cwd, env, check=check)
 
 
 def call_here(*arguments, cwd=None, check=True):

@@ -1,4 +1,4 @@
-"""A small fake of OpenOOD, and fresh processes that import it, for the tests of the registration."""
+"""A small fake of OpenOOD, and processes that import it, for the tests of the registration."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import quick_process
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., subprocess.CompletedProcess]
@@ -116,7 +117,7 @@ AUTOLOAD = "import openood_adascale_autoload; openood_adascale_autoload.autoload
 REGISTER = "import openood_adascale; openood_adascale.register()"
 
 CHECK = """
-import colorsys  # any import: what was half-initialised is looked at again
+import tabnanny  # any import: what was half-initialised is looked at again
 import os, openood.evaluation_api as api, openood.postprocessors as pp, openood.pipelines
 from openood.evaluation_api import evaluator, postprocessor
 assert postprocessor.postprocessors['adascale'] is Ours
@@ -154,22 +155,25 @@ def fake(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(fake: Path, tmp_path: Path) -> Run:
-    """Runs code in a fresh process that finds the fake OpenOOD; fails with its stderr if it fails."""
+    """Runs code in a process that finds the fake OpenOOD; fails with its stderr if it fails.
 
-    def call(*code: str, ours: bool = True, **variables: str) -> subprocess.CompletedProcess:
+    ``ordinary``: one that has nothing of torch in memory when it starts, unlike quick_process's.
+    """
+
+    def call(
+        *code: str, ours: bool = True, ordinary: bool = False, **variables: str
+    ) -> subprocess.CompletedProcess:
         path = os.pathsep.join([str(fake.parent), str(ROOT), os.environ.get("PYTHONPATH", "")])
         env = {k: v for k, v in os.environ.items() if not k.startswith("OPENOOD_")}
         script = tmp_path / "script.py"
         script.write_text("\n".join([OURS if ours else "", *map(dedent, code)]))
-        done = subprocess.run(
-            [sys.executable, str(script)],
-            cwd=tmp_path,
-            env=env | {"PYTHONPATH": path} | variables,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        env |= {"PYTHONPATH": path} | variables
+        if ordinary:
+            done = subprocess.run(
+                [sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True
+            )
+        else:
+            done = quick_process.run([script], tmp_path, env, timeout=120)
         assert done.returncode == 0, done.stderr
         return done
 

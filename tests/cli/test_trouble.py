@@ -5,16 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
+import quick_process
 from command_line import call_here as call
+from hindrances import small_files
 
-resource = pytest.importorskip("resource", reason="limits of a process, as POSIX has them")
+pytest.importorskip("resource", reason="limits of a process, as POSIX has them")
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 
 
@@ -42,22 +43,14 @@ def told(folders):
     return asked, right(folders, "right")
 
 
-def started(asked, before=None, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "openood_adascale", *map(str, asked)],
-        capture_output=True, text=True, check=False, preexec_fn=before, **kwargs,
-    )  # fmt: skip
+def started(asked, before=None):
+    return quick_process.run(["-m", "openood_adascale", *asked], before=before)
 
 
 def no_traceback(done):
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stderr.strip().splitlines()[-1]
-
-
-def small_files(size):
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 @pytest.mark.parametrize("size", [0, 300, 2_000, 6_000, 30_000])
@@ -75,6 +68,7 @@ def test_a_disk_that_runs_full(folders, told, size):
 
 
 def without_roots_rights():
+    """What a root process loses with the next program that it starts."""
     ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
@@ -84,7 +78,11 @@ def test_a_folder_that_may_not_be_written(folders, told, where):
     closed = folders / where
     closed.mkdir(exist_ok=True)
     closed.chmod(0o555)
-    last = no_traceback(started(asked, without_roots_rights if os.geteuid() == 0 else None))
+    done = subprocess.run(
+        [sys.executable, "-m", "openood_adascale", *map(str, asked)], capture_output=True, text=True,
+        preexec_fn=without_roots_rights if os.geteuid() == 0 else None,
+    )  # fmt: skip
+    last = no_traceback(done)
     assert str(closed) in last
     assert "Permission denied" in last or "may not" in last
     closed.chmod(0o755)

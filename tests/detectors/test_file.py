@@ -3,13 +3,12 @@
 import copy
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import networks as tv
 import numpy as np
 import pytest
+import quick_process
 import torch
 from conftest import TinyNet, make_loader
 from safetensors import safe_open
@@ -96,10 +95,9 @@ def test_another_process_reads_it(id_images, tmp_path):
     detector = AdaSCALE(TinyNet().eval()).fit([id_images])
     detector.save(tmp_path / "d")
     torch.save(id_images[:8], tmp_path / "images")
-    told = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "d"), str(tmp_path / "images")],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True,
-    )  # fmt: skip
+    told = quick_process.run(
+        ["-c", code, tmp_path / "d", tmp_path / "images"], Path(__file__).parents[2], check=True
+    )
     scores, _, threshold = told.stdout.rpartition(" ")
     assert json.loads(scores) == pytest.approx(detector.score(id_images[:8]).tolist(), rel=1e-6)
     assert float(threshold) == detector.threshold()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
-import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import documented
 import numpy as np
 import pytest
+import quick_process
 import reference
 import yaml
 from code_blocks import Block, all_blocks, blocks_of
@@ -93,14 +92,7 @@ class Page:
             **variables,
         }
         module = [] if program == "python" else ["-m", "openood_adascale"]
-        done = subprocess.run(
-            [sys.executable, *module, *arguments],
-            cwd=self.place,
-            env={**os.environ, **found},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = quick_process.run([*module, *arguments], self.place, {**os.environ, **found})
         assert done.returncode == 0, done.stderr[-4000:]
 
 

@@ -61,9 +61,7 @@ def script(folder, die_after=10**9, pause=0.0):
 
 
 def run(code):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
-    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
 def scores(network, folder, images=IMAGES):

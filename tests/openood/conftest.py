@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_process
 from openood_bench import (
     copy_checkout,
     find_openood,
@@ -196,19 +196,11 @@ def run_script(checkout: Path) -> Callable[..., subprocess.CompletedProcess[str]
     def run(
         args: list[str], env: dict[str, str] | None = None, timeout: float = 600, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *map(str, args)]
+        command = " ".join(["python", *map(str, args)])
         alone = {"OPENOOD_ADASCALE_WORKERS": "0", "PYTHONPATH": python_path(checkout)}
         full_env = {**os.environ, **alone, **(env or {})}
         try:
-            done = subprocess.run(
-                command,
-                cwd=checkout,
-                env=full_env,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                check=False,
-            )
+            done = quick_process.run(args, checkout, full_env, timeout)
         except subprocess.TimeoutExpired as late:
             pytest.fail(f"{command} took more than {timeout} s\n{_tail(late.stdout)}\n{_tail(late.stderr)}")
         if check and done.returncode:

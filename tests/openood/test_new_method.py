@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import quick_process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,13 +138,8 @@ def test_one_file_and_one_line(package: Path, evaluator_kwargs: dict, tmp_path: 
     script.write_text(dedent(USE))
     empty.mkdir()
     path = os.pathsep.join([str(package), str(ROOT / "tests"), os.environ["PYTHONPATH"]])
-    done = subprocess.run(
-        [sys.executable, str(script), str(package), evaluator_kwargs["data_root"], str(empty)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    done = quick_process.run(
+        [script, package, evaluator_kwargs["data_root"], empty], None, {**os.environ, "PYTHONPATH": path}, 300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "today's" in done.stderr

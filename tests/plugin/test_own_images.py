@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
+import quick_process
 import torch
 from own_data import Scaled, description, picture, write_images
 from torch.utils.data import DataLoader
@@ -143,7 +142,7 @@ def test_processes_that_read_images_need_no_openood():
     code = (
         "import sys, openood_adascale.plugin.own_images; print(sorted(m.split('.')[0] for m in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = quick_process.run(["-c", code], check=True)
     assert "'openood'" not in done.stdout
 
 

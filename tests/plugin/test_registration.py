@@ -1,4 +1,4 @@
-"""Registration, against a small fake of OpenOOD, in fresh processes and mostly without torch."""
+"""Registration, against a small fake of OpenOOD, in processes of their own."""
 
 from __future__ import annotations
 
