@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each of the processes th
 # The networks of the tests are on the CPU, wherever they run; OpenOOD may be imported by any of them.
 os.environ["OPENOOD_DEVICE"] = "cpu"
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -50,6 +52,21 @@ class TinyNet(nn.Module):
 def _nothing_shared() -> None:
     """What an earlier test's pass has left in memory spares no later one's."""
     forget()
+
+
+@pytest.fixture(autouse=True)
+def _coarse_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn, but small and without looking for the best layout, unless a test is of how they look
+    (``@pytest.mark.sharp``): it takes half the time."""
+    if request.node.get_closest_marker("sharp"):
+        return
+    savefig = Figure.savefig
+
+    def coarsely(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        figure.set_layout_engine("none")
+        savefig(figure, *args, **{**kwargs, "dpi": 20})
+
+    monkeypatch.setattr(Figure, "savefig", coarsely)
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
+
+import quick_process
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,12 +37,8 @@ def start(count, arguments, cwd=None, **more):
     """``count`` processes, without anyone who looks after them."""
     port = free_port()
     return [
-        subprocess.Popen(
-            [sys.executable, *map(str, arguments)], cwd=cwd, env=environment(count, rank, port, **more), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for rank in range(count)
-    ]  # fmt: skip
+        quick_process.start(arguments, cwd, environment(count, rank, port, **more)) for rank in range(count)
+    ]
 
 
 def finish(processes, timeout=300):

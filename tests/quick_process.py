@@ -57,34 +57,71 @@ def run(
     ``before`` is called in it first and has to be importable. An ordinary process where something has to be as ``env`` says
     when it starts, or where there is no forkserver.
     """
-    told = [str(argument) for argument in arguments]
-    env = dict(os.environ if env is None else env)
-    server = _server()
-    if server is None or _at_start(env) != server.environment:
-        return subprocess.run(
-            [sys.executable, *told], cwd=cwd, env=env, timeout=timeout, check=check, preexec_fn=before,
-            capture_output=True, text=True,
-        )  # fmt: skip
-    reading, writing = zip(*(server.context.Pipe(duplex=False) for _ in range(2)), strict=True)
-    process = server.context.Process(
-        target=_become, args=(told, os.path.abspath(cwd or "."), env, writing, server.path, before)
-    )
-    process.start()
-    for pipe in writing:
-        pipe.close()
-    with ThreadPoolExecutor(2) as pool:
-        printed = pool.map(_read, reading)
-        process.join(timeout)
-        if late := process.is_alive():
-            process.kill()
-            process.join()
-        stdout, stderr = printed
-    if late:
-        raise subprocess.TimeoutExpired(told, timeout or 0, stdout, stderr)
-    done = subprocess.CompletedProcess([sys.executable, *told], process.exitcode or 0, stdout, stderr)
+    process = start(arguments, cwd, env, before)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
     if check:
         done.check_returncode()
     return done
+
+
+def start(
+    arguments: Sequence[object],
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    before: Callable[[], object] | None = None,
+) -> subprocess.Popen[str] | Started:
+    """:func:`run` without waiting for its end."""
+    told = [str(argument) for argument in arguments]
+    env = dict(os.environ if env is None else env)
+    server = _server()
+    if server is not None and _at_start(env) == server.environment:
+        return Started(server, told, os.path.abspath(cwd or "."), env, before)
+    return subprocess.Popen(
+        [sys.executable, *told], cwd=cwd, env=env, preexec_fn=before, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+class Started:
+    """A forked process, with what the tests need of :class:`subprocess.Popen`."""
+
+    def __init__(
+        self, server: _Server, arguments: list[str], cwd: str, env: dict[str, str], before: Callable | None
+    ) -> None:
+        self.args = [sys.executable, *arguments]
+        reading, writing = zip(*(server.context.Pipe(duplex=False) for _ in range(2)), strict=True)
+        self._process = server.context.Process(
+            target=_become, args=(arguments, cwd, env, writing, server.path, before)
+        )
+        self._process.start()
+        for pipe in writing:
+            pipe.close()
+        pool = ThreadPoolExecutor(2)
+        self._printed = [pool.submit(_read, pipe) for pipe in reading]
+        pool.shutdown(wait=False)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self._process.join(timeout)
+        if self._process.is_alive():
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        stdout, stderr = (one.result() for one in self._printed)
+        return stdout, stderr
 
 
 def _read(pipe: Connection) -> str:

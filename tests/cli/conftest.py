@@ -39,11 +39,21 @@ def pictures(folder, count, seed, classes=None, size=40):
     return folder
 
 
+@pytest.fixture(scope="session")
+def filled():
+    """filled(folder): with a network and pictures of all kinds."""
+
+    def fill(folder):
+        (folder / "net.py").write_text(NETWORK)
+        pictures(folder / "id", 30, 1, ["a", "b", "c"])
+        pictures(folder / "val", 24, 2)
+        for number, name in enumerate(("oodval", "near", "far")):
+            pictures(folder / name, 20, 3 + number)
+        return folder
+
+    return fill
+
+
 @pytest.fixture
-def folders(tmp_path):
-    (tmp_path / "net.py").write_text(NETWORK)
-    pictures(tmp_path / "id", 30, 1, ["a", "b", "c"])
-    pictures(tmp_path / "val", 24, 2)
-    for number, name in enumerate(("oodval", "near", "far")):
-        pictures(tmp_path / name, 20, 3 + number)
-    return tmp_path
+def folders(tmp_path, filled):
+    return filled(tmp_path)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import call
+from command_line import call, call_here
 from conftest import HEAD, TinyNet
 from PIL import Image
 
@@ -37,7 +37,7 @@ def test_demo(tmp_path):
         assert f"{name} (" in done.stdout
     images = pd.read_csv(tmp_path / "out/images.csv")
     assert (images["class"] == images["prediction"]).all()  # the digits' names
-    call("report", tmp_path / "out")
+    call_here("report", tmp_path / "out")
     page = (tmp_path / "out/report/report.html").read_text(encoding="utf-8")
     assert "AdaSCALE-A against" in page
     assert page.count("<small title=") > 100

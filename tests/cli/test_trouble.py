@@ -28,9 +28,10 @@ def right(folders, out="out"):
     return found
 
 
-@pytest.fixture
-def told(folders):
+@pytest.fixture(scope="module")
+def told(tmp_path_factory, filled):
     """What is asked for, and what comes of it where nothing is in the way."""
+    folders = filled(tmp_path_factory.mktemp("asked"))
     asked = [
         "evaluate", "--network", folders / "net.py:network", "--id", folders / "id", "--val", folders / "val",
         "--ood-val", folders / "oodval", "--near", f"n={folders / 'near'}", "--far", f"f={folders / 'far'}",
@@ -39,8 +40,15 @@ def told(folders):
     ]  # fmt: skip
     assert call(*asked).returncode == 0
     (folders / "out").rename(folders / "right")
-    shutil.rmtree(folders / "store")
-    return asked, right(folders, "right")
+    return folders, asked, right(folders, "right")
+
+
+@pytest.fixture
+def folders(told):
+    """As they were before anything was asked for."""
+    for name in ("out", "store"):
+        shutil.rmtree(told[0] / name, ignore_errors=True)
+    return told[0]
 
 
 def started(asked, before=None):
@@ -56,7 +64,7 @@ def no_traceback(done):
 @pytest.mark.parametrize("size", [0, 300, 2_000, 6_000, 30_000])
 def test_a_disk_that_runs_full(folders, told, size):
     """No file may grow beyond ``size`` bytes: what ends up there is whole, and with room again all is as it should be."""
-    asked, expected = told
+    _, asked, expected = told
     last = no_traceback(started(asked, partial(small_files, size)))
     assert "File too large" in last or "No space left" in last
     assert str(folders) in last
@@ -74,7 +82,7 @@ def without_roots_rights():
 
 @pytest.mark.parametrize("where", ["out", "store"])
 def test_a_folder_that_may_not_be_written(folders, told, where):
-    asked, expected = told
+    _, asked, expected = told
     closed = folders / where
     closed.mkdir(exist_ok=True)
     closed.chmod(0o555)
@@ -93,22 +101,24 @@ def test_a_folder_that_may_not_be_written(folders, told, where):
 
 def test_a_clock_set_back(folders, told):
     """All that is there is of the future: it is taken up, where it is of the same content, and made anew where not."""
-    asked, expected = told
+    _, asked, expected = told
     assert call(*asked).returncode == 0
     for path in folders.rglob("*"):
         os.utime(path, (4e9, 4e9))
     assert call(*asked).returncode == 0
     assert right(folders) == expected
     later = folders / "id/a/picture 000.png"
+    before = later.read_bytes()
     later.write_bytes((folders / "id/b/picture 001.png").read_bytes())
     assert call(*asked).returncode == 0
+    later.write_bytes(before)
     assert {name for name, content in right(folders).items() if content != expected[name]} >= {
         name for name in expected if name.parent.name == "ood"
     }
 
 
 def test_two_at_once(folders, told):
-    asked, expected = told
+    _, asked, expected = told
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(started, [asked, asked]))
     assert [done.returncode for done in both] == [0, 0], both[0].stderr + both[1].stderr

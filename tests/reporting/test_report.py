@@ -37,6 +37,7 @@ def full_run(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.sharp
 def test_the_page_is_whole_and_needs_no_network(full_run):
     out = full_run / "report"
     page = Page(out / "report.html")
@@ -63,6 +64,7 @@ def test_the_page_is_whole_and_needs_no_network(full_run):
     assert "one of the two is older" in page.text
 
 
+@pytest.mark.sharp
 def test_a_second_report_is_the_same(full_run):
     """Its own copies and pictures are not taken for results."""
     before = {path: path.read_bytes() for path in sorted(full_run.rglob("*")) if path.is_file()}
