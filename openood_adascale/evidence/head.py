@@ -96,4 +96,4 @@ def is_weight_of(parameter: Tensor, weight: Tensor) -> bool:
     """Whether a network's ``parameter`` can be what a head's (C, D) ``weight`` was read from, whatever its dtype."""
     values = parameter.detach()
     same_size = values.shape[:1] == weight.shape[:1] and values.numel() == weight.numel()
-    return same_size and torch.allclose(values.flatten(1).to(weight), weight, rtol=1e-3)
+    return same_size and torch.allclose(values.reshape(weight.shape).to(weight), weight, rtol=1e-3)

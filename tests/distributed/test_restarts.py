@@ -46,9 +46,10 @@ SETS = ("id", "val", "oodval", "near", "far")
 
 def asked(folder, out):
     return [
-        "evaluate", "--methods", "msp,adascale", "--network", folder / "net.py:network", "--id", folder / "id", "--val", folder / "val",
+        "evaluate", "--network", folder / "net.py:network", "--id", folder / "id", "--val", folder / "val",
         "--ood-val", folder / "oodval", "--near", f"n={folder / 'near'}", "--far", f"f={folder / 'far'}",
-        "--batch-size", "4", "--workers", "0", "--quiet", "--store", folder / f"store of {out}", "--out", folder / out,
+        "--methods", "msp,adascale", "--batch-size", "4", "--workers", "0", "--quiet",
+        "--store", folder / f"store of {out}", "--out", folder / out,
     ]  # fmt: skip
 
 

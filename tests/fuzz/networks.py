@@ -40,7 +40,7 @@ class Classified(nn.Module):
         feature = self.body(images)
         logits = self.head(feature)
         logits = logits.flatten(1) if logits.ndim > 2 else logits
-        return _GIVES[self.gives](logits, feature)
+        return GIVES[self.gives](logits, feature)
 
 
 class WithFeature(Classified):
@@ -62,7 +62,7 @@ class Wrapped(nn.Module):
         return self.inner(images)
 
 
-_GIVES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+GIVES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "logits": lambda logits, feature: logits,
     "object": lambda logits, feature: SimpleNamespace(logits=logits),
     "tuple": lambda logits, feature: (logits, feature),
@@ -120,7 +120,7 @@ def make(rng: random.Random) -> Made:
     )
     if mapped:
         body = nn.Sequential(body, nn.Unflatten(1, (size, 1, 1)))
-    gives = rng.choice(sorted(_GIVES)) if rng.random() < 0.12 else rng.choice(RIGHT)
+    gives = rng.choice(sorted(GIVES)) if rng.random() < 0.12 else rng.choice(RIGHT)
     returns_feature = not mapped and gives == "logits" and rng.random() < 0.2
     network: nn.Module = (WithFeature if returns_feature else Classified)(body, head, gives)
     _spread(rng, network, exact)

@@ -39,7 +39,7 @@ def case(rng: random.Random, folder: Path) -> str:
     before = _state_of(made)
     try:
         if not made.right:
-            return _without_reference(rng, detector, known, unknown)
+            return _without_reference(rng, detector, made, known, unknown)
         if rng.random() < 0.12:
             return _bad_images(rng, detector, known, unknown)
         return _agrees(rng, detector, made, known, unknown, folder)
@@ -208,11 +208,16 @@ def _searched(rng: random.Random, detector: Detector[Any, Any], known: Any, unkn
 
 
 def _without_reference(
-    rng: random.Random, detector: Detector[Any, Any], known: Tensor, unknown: Tensor
+    rng: random.Random, detector: Detector[Any, Any], made: Made, known: Tensor, unknown: Tensor
 ) -> str:
     """A network that no method is defined for: an error, unless what is the matter with it cannot be seen."""
     detector.fit(loader_of(rng, known), progress=False)
     found = detector.score(unknown)
+    with torch.no_grad():
+        feature = made.inner.eval().body(torch.cat([known, unknown]).to(made.dtype).clone())
+        logits = made.inner.head(feature)
+        if torch.equal(networks.GIVES[made.inner.gives](logits, feature), logits):  # twice nothing is nothing
+            return "scores"
     raise Wrong(f"a network that has no linear head, or logits, was taken: {detector!r} gave {found}")
 
 
