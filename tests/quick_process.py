@@ -112,6 +112,9 @@ class Started:
     def returncode(self) -> int | None:
         return self._process.exitcode
 
+    def poll(self) -> int | None:
+        return self.returncode
+
     def kill(self) -> None:
         self._process.kill()
         self._process.join()

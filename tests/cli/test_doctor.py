@@ -1,11 +1,11 @@
 """What ``openood-adascale doctor`` says of this machine."""
 
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+import quick_process
 import torch
 from command_line import call
 
@@ -82,9 +82,7 @@ def test_a_checkout_is_found_as_its_scripts_find_it(tmp_path, by):
     }
     env.pop("PYTHONPATH", None)
     folder = tmp_path if by == "folder" else tmp_path / "bin"
-    done = subprocess.run(
-        [sys.executable, tmp_path / "bin/command"], cwd=folder, env=env, capture_output=True, text=True
-    )
+    done = quick_process.run([tmp_path / "bin/command"], folder, env)
     assert done.returncode == 0, done.stderr
     told = [told for name, told in lines(done.stdout) if name == "OpenOOD"]
     assert told == [f"{tmp_path.resolve()}, no git checkout"]

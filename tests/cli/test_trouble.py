@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import quick_process
 from command_line import call_here as call
-from hindrances import small_files
+from hindrances import small_files, without_roots_rights
 
 pytest.importorskip("resource", reason="limits of a process, as POSIX has them")
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 
 
 def right(folders, out="out"):
@@ -75,22 +71,13 @@ def test_a_disk_that_runs_full(folders, told, size):
     assert right(folders) == expected
 
 
-def without_roots_rights():
-    """What a root process loses with the next program that it starts."""
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
-
-
 @pytest.mark.parametrize("where", ["out", "store"])
 def test_a_folder_that_may_not_be_written(folders, told, where):
     _, asked, expected = told
     closed = folders / where
     closed.mkdir(exist_ok=True)
     closed.chmod(0o555)
-    done = subprocess.run(
-        [sys.executable, "-m", "openood_adascale", *map(str, asked)], capture_output=True, text=True,
-        preexec_fn=without_roots_rights if os.geteuid() == 0 else None,
-    )  # fmt: skip
-    last = no_traceback(done)
+    last = no_traceback(started(asked, without_roots_rights))
     assert str(closed) in last
     assert "Permission denied" in last or "may not" in last
     closed.chmod(0o755)

@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import quick_process
 import torch
 from conftest import HEAD, make_images, make_loader
 
@@ -61,7 +60,7 @@ def script(folder, die_after=10**9, pause=0.0):
 
 
 def run(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return quick_process.run(["-c", code], timeout=120)
 
 
 def scores(network, folder, images=IMAGES):
@@ -92,12 +91,11 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
 
 def test_killed_by_a_signal_while_it_writes(tmp_path):
     for attempt in range(4):
-        process = subprocess.Popen([sys.executable, "-c", script(tmp_path / "store", pause=0.03)])
+        process = quick_process.start(["-c", script(tmp_path / "store", pause=0.03)])
         while not list(tmp_path.rglob("*.safetensors")) and process.poll() is None:
             time.sleep(0.01)
         time.sleep(0.02 * attempt)
         process.kill()
-        process.wait()
     (entry,) = (tmp_path / "store" / "entries").iterdir()
     left = entry / f".{disk._host()}.{process.pid}.half.activation-000001.safetensors.tmp"
     left.write_bytes(b"half")
@@ -108,12 +106,7 @@ def test_killed_by_a_signal_while_it_writes(tmp_path):
 
 
 def test_two_at_once(tmp_path):
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", script(tmp_path / "store", pause=0.02)], stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
+    both = [quick_process.start(["-c", script(tmp_path / "store", pause=0.02)]) for _ in range(2)]
     found = [process.communicate(timeout=120)[0].split()[1:] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert found[0] == found[1]
