@@ -14,6 +14,7 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -76,10 +77,10 @@ def start(
 ) -> subprocess.Popen[str] | Started:
     """:func:`run` without waiting for its end."""
     told = [str(argument) for argument in arguments]
+    found = server()
     env = dict(os.environ if env is None else env)
-    server = _server()
-    if server is not None and _at_start(env) == server.environment:
-        return Started(server, told, os.path.abspath(cwd or "."), env, before)
+    if found is not None and _at_start(env) == found.environment:
+        return Started(found, told, os.path.abspath(cwd or "."), env, before)
     return subprocess.Popen(
         [sys.executable, *told], cwd=cwd, env=env, preexec_fn=before, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -90,7 +91,7 @@ class Started:
     """A forked process, with what the tests need of :class:`subprocess.Popen`."""
 
     def __init__(
-        self, server: _Server, arguments: list[str], cwd: str, env: dict[str, str], before: Callable | None
+        self, server: Server, arguments: list[str], cwd: str, env: dict[str, str], before: Callable | None
     ) -> None:
         self.args = [sys.executable, *arguments]
         reading, writing = zip(*(server.context.Pipe(duplex=False) for _ in range(2)), strict=True)
@@ -133,16 +134,26 @@ def _read(pipe: Connection) -> str:
 
 
 @dataclass(frozen=True)
-class _Server:
+class Server:
     context: ForkServerContext
     path: list[str]
     """sys.path of a fresh interpreter, without the script's folder."""
     environment: dict[str, str]
 
 
+_FIRST = threading.Lock()
+"""Threads may ask for a first process at the same time."""
+
+
+def server() -> Server | None:
+    """Started once, with what the environment says then, which for this moment is not for other threads to read; it ends
+    with this process. None where there can be none."""
+    with _FIRST:
+        return _started_server()
+
+
 @cache
-def _server() -> _Server | None:
-    """Started by the first process, with what this one's environment says then; it ends with this process."""
+def _started_server() -> Server | None:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return None
     found = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -154,7 +165,7 @@ def _server() -> _Server | None:
     context.set_forkserver_preload(LIBRARIES + (OPENOODS_LIBRARIES if find_openood() else []))
     with mock.patch.dict(os.environ, found, clear=True):
         context.Process(target=int).start()
-    return _Server(context, path, _at_start(found))
+    return Server(context, path, _at_start(found))
 
 
 def _at_start(environment: Mapping[str, str]) -> dict[str, str]:

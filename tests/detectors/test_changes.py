@@ -8,7 +8,6 @@ import networks as tv
 import pytest
 import torch
 from conftest import TinyNet, make_loader
-from torch import nn
 
 from openood_adascale import AdaSCALE, Benchmark, evaluate, using_store
 from openood_adascale.detectors.bfact import BFAct, BFActSettings
@@ -274,16 +273,6 @@ def test_what_no_hook_or_version_shows(change, id_images):
     assert not torch.equal(before, again)
     with using_store(False):
         torch.testing.assert_close(AdaSCALE(network, **SETTINGS).fit(loader).state, again)
-
-
-def test_a_head_of_one_activation_among_as_many_biases(id_images):
-    """(C, 1), as long as biases and scales before it: (C,)."""
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(180, 1), nn.ReLU(), nn.Linear(1, 5)
-    ).eval()
-    detector = LTS(network, percentile=50).fit([id_images])
-    assert torch.isfinite(detector.score(id_images)).all()
 
 
 def test_evidence_of_another_network(network, id_images, ood_images):

@@ -9,6 +9,7 @@ import reference
 import torch
 from conftest import HEAD, TinyNet, make_images, make_loader
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from openood_adascale import AdaSCALE
 from openood_adascale.detectors.adascale import AdaSCALESettings
@@ -236,3 +237,13 @@ def test_large_evidence_stays_small():
     evidence, _ = collect(Reader(network), [make_images(20, 0)], plan, Execution())
     kept = 64 - round(64 * 0.60) - (64 - round(64 * 0.99)) + 1
     assert [tensor[0].numel() for tensor in evidence.parts.values()] == [5, 1, 1, kept, 1, 1]
+
+
+def test_a_head_of_one_activation_among_as_many_biases(id_images):
+    """(C, 1), as long as biases and scales before it: (C,)."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(180, 1), nn.ReLU(), nn.Linear(1, 5)
+    ).eval()
+    detector = AdaSCALE(network).fit([id_images])
+    assert torch.isfinite(detector.score(id_images)).all()

@@ -221,7 +221,8 @@ def test_batches_of_even_size():
 
 
 @pytest.mark.parametrize(
-    ("size", "count", "want"), [(10, 240, 10), (10, 239, 10), (10, 25, 9), (100, 25, 9), (100, 4, 2)]
+    ("size", "count", "want"),
+    [(10, 240, 10), (10, 239, 10), (10, 91, 8), (10, 25, 9), (100, 25, 9), (100, 4, 2)],
 )
 def test_what_three_share(size, count, want):
     assert shared_size(size, count, 3) == want

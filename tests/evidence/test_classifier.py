@@ -14,6 +14,7 @@ from untouched import same, snapshot
 from openood_adascale.errors import HeadMismatch
 from openood_adascale.evidence.classifier import Classifier
 from openood_adascale.evidence.encode import encode
+from openood_adascale.evidence.head import Output
 from openood_adascale.evidence.modes import device_of, frozen
 from openood_adascale.evidence.plan import Execution, Perturbation
 
@@ -163,3 +164,17 @@ def test_what_the_network_itself_fails_on_is_told(network):
     classifier = Classifier(network, torch.zeros(2, 3, 8, 8))
     with pytest.raises(RuntimeError, match=r"shape \(1, 5, 8, 8\).*: RuntimeError: "):
         classifier(torch.zeros(1, 5, 8, 8))
+
+
+def test_a_wrong_image_shows_beside_one_that_is_not_finite(network, id_images):
+    classifier = Classifier(network, id_images)
+    given = network.features(id_images[:3]).detach()
+    logits = network.fc(given).detach()
+    logits[1] += 1
+    for row, value in ((0, torch.nan), (2, torch.inf)):
+        given[row] = value
+        logits[row] = torch.nan
+    with pytest.raises(HeadMismatch, match="differ by up to 1"):
+        classifier.check(Output(logits, given, given, logits.dtype))
+    logits[1] -= 1
+    classifier.check(Output(logits, given, given, logits.dtype))

@@ -278,3 +278,13 @@ def test_not_finite_activations_are_named(network, id_images):
 def test_other_images_are_refused(network, images, error):
     with pytest.raises(error, match="images: "):
         encode(Classifier(network, make_images(2, 0)), images, [TRIVIAL])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_layers_reckon_in_the_precision_that_was_asked_for(network, id_images, precision):
+    seen = set()
+    network.features[0].register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    classifier = Classifier(network, id_images)
+    seen.clear()
+    encode(classifier, id_images, [TRIVIAL], Execution(precision))
+    assert seen == {getattr(torch, precision)}

@@ -59,7 +59,8 @@ def test_a_glance_notices(name):
     network = net()
     glance = Glance(network)
     network(make_images(3, 0))
-    assert glance.still_holds(network)
+    assert glance.still_holds(network.train())  # a mode is put back, and no change
+    assert glance.still_holds(network.eval())
     with torch.no_grad():
         if name == "replaced":
             network.fc = nn.Linear(64, 5)

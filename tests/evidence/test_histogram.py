@@ -90,3 +90,8 @@ def test_float64_and_extreme_activations_are_counted():
 def test_weights_that_were_not_counted_are_told():
     with pytest.raises(Unavailable, match="without weights"):
         _ = counted(torch.ones(3)).summed_weights
+
+
+def test_the_largest_numbers_have_an_edge():
+    ends = torch.tensor([torch.finfo(torch.float32).max, torch.inf])
+    assert (nearest_edge(ends) < BINS).all()

@@ -10,6 +10,7 @@ import torch
 from conftest import HEAD, TinyNet, make_images
 from torch import nn
 
+from openood_adascale.evidence.modes import device_of
 from openood_adascale.evidence.plan import Execution, Perturbation, Plan
 from openood_adascale.evidence.reader import Reader
 
@@ -136,3 +137,22 @@ def test_how_it_is_run(network, batch, sizes, monkeypatch):
     assert network.calls == sizes
     assert len(only.logits) == 0
     assert [len(moved) for moved in only.perturbed.values()] == [50]
+
+
+def test_where_a_gpu_has_no_room_for_two_images_one_is_enough(network, id_images):
+    whole, room = network.forward, 1
+
+    def forward(images):
+        if len(images) > room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return whole(images)
+
+    network.forward = forward
+    assert Reader(network).read(id_images[:1], Plan(), Execution()).logits.shape == (1, 5)
+    room = 0
+    with pytest.raises(MemoryError, match=r"one image \(3 × 8 × 8\) does not fit"):
+        Reader(network).read(id_images[:1], Plan(), Execution())
+
+
+def test_a_network_without_weights_is_on_the_cpu():
+    assert device_of(nn.Identity()) == torch.device("cpu")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -111,6 +112,17 @@ def test_two_at_once(tmp_path):
     assert [process.returncode for process in both] == [0, 0]
     assert found[0] == found[1]
     assert run(script(tmp_path / "store")).stdout.split() == ["0", *found[0]]
+
+
+def test_a_folder_in_the_place_of_a_shard_is_named(tmp_path, network):
+    scores(network, tmp_path)
+    shard = shards(tmp_path)[0]
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(
+        StoreError, match=rf"{re.escape(str(shard))} cannot be written: .*a rerun goes on from there"
+    ):
+        scores(network, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text", "gone", "another's"])

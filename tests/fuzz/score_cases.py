@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +134,19 @@ def _agrees(
     return "scores"
 
 
-def _check_read(made: Made, images: Tensor, read: Read, weight: np.ndarray, bias: np.ndarray) -> None:
-    """The activations and logits are what the network's own layers give."""
-    inner = made.inner
-    modes = [(module, module.training) for module in inner.modules()]
+@contextmanager
+def _in_eval(network: networks.Classified) -> Iterator[networks.Classified]:
+    modes = [(module, module.training) for module in network.modules()]
     with torch.no_grad():
-        a = inner.eval().body(images.to(made.dtype).clone()).flatten(1).double().numpy()
+        yield network.eval()
     for module, mode in modes:
         module.training = mode
+
+
+def _check_read(made: Made, images: Tensor, read: Read, weight: np.ndarray, bias: np.ndarray) -> None:
+    """The activations and logits are what the network's own layers give."""
+    with _in_eval(made.inner) as inner:
+        a = inner.body(images.to(made.dtype).clone()).flatten(1).double().numpy()
     size = np.abs(a).max() + 1e-30
     require(
         np.allclose(read.a, a, rtol=1e-3, atol=1e-3 * size), "other activations than the network's body gives"
@@ -213,11 +220,12 @@ def _without_reference(
     """A network that no method is defined for: an error, unless what is the matter with it cannot be seen."""
     detector.fit(loader_of(rng, known), progress=False)
     found = detector.score(unknown)
-    with torch.no_grad():
-        feature = made.inner.eval().body(torch.cat([known, unknown]).to(made.dtype).clone())
-        logits = made.inner.head(feature)
-        if torch.equal(networks.GIVES[made.inner.gives](logits, feature), logits):  # twice nothing is nothing
-            return "scores"
+    with _in_eval(made.inner) as inner:
+        feature = inner.body(torch.cat([known, unknown]).to(made.dtype).clone())
+        logits = inner.head(feature)
+        given = networks.GIVES[inner.gives](logits, feature)
+    if isinstance(given, Tensor) and torch.equal(given, logits):  # twice nothing is nothing
+        return "scores"
     raise Wrong(f"a network that has no linear head, or logits, was taken: {detector!r} gave {found}")
 
 

@@ -192,6 +192,7 @@ def run_script(checkout: Path) -> Callable[..., subprocess.CompletedProcess[str]
     for each loader, whatever the machine). If the script fails, so does the test, with the end of its output, unless
     `check` is False.
     """
+    quick_process.server()  # before there are threads
 
     def run(
         args: list[str], env: dict[str, str] | None = None, timeout: float = 600, check: bool = True
