@@ -41,8 +41,8 @@ OPENOODS_LIBRARIES = [
 """What OpenOOD's scripts import beside."""
 AT_START = ("PYTHON", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "MALLOC_", "LD_", "MPL", "GLIBC_")
 """How variables begin that count when a process starts, ..."""
-LATER = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE"}
-"""... but for these."""
+LATER = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
+"""... but for these, the last two of which scikit-learn sets when it is imported."""
 
 
 def run(

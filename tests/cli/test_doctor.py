@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_a_checkout_is_found_as_its_scripts_find_it(tmp_path, by):
         "OPENOOD_ROOT": str(tmp_path) if by == "variable" else "",
         "OPENOOD_ADASCALE_DISABLE": "1",
     }
-    env.pop("PYTHONPATH", None)
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
     folder = tmp_path if by == "folder" else tmp_path / "bin"
     done = quick_process.run([tmp_path / "bin/command"], folder, env)
     assert done.returncode == 0, done.stderr
