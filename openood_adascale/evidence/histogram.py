@@ -71,7 +71,7 @@ def nearest_edge(values: Tensor) -> Tensor:
     bins = bin_of(values)
     first = (bins - _ORIGIN) << _SHIFT
     halfway = _float32(first + (1 << (_SHIFT - 1)))
-    return (bins + (values >= halfway)).clamp(max=BINS - 1)
+    return bins + (values >= halfway)  # the largest number's bin is far from the last
 
 
 def _float32(ordered: Tensor) -> Tensor:
