@@ -117,20 +117,28 @@ def test_only_the_integration_knows_pytorch_ood():
 
 
 @pytest.mark.parametrize(
-    ("imported", "absent"),
+    "steps",
     [
-        ("import openood_adascale", {"torch", "numpy", "openood", "pandas", "pytorch_ood"}),
-        ("from openood_adascale import AdaSCALE, evaluate", {"openood", "pytorch_ood"}),
-        ("import openood_adascale.cli", {"torch", "openood", "pandas", "sklearn", "matplotlib"}),
-        ("from openood_adascale import AdaSCALE", {"openood", "pandas", "sklearn", "matplotlib", "scipy"}),
-        ("import openood_adascale.detectors.registry", {"torch", "pandas"}),
-        ("import openood_adascale.reporting.report", {"torch", "openood"}),
+        [  # what is absent after a later step was so after those before
+            ("import openood_adascale", {"torch", "numpy", "openood", "pandas", "pytorch_ood"}),
+            ("import openood_adascale.detectors.registry", {"torch", "pandas"}),
+            ("import openood_adascale.cli", {"torch", "openood", "pandas", "sklearn", "matplotlib"}),
+            (
+                "from openood_adascale import AdaSCALE",
+                {"openood", "pandas", "sklearn", "matplotlib", "scipy"},
+            ),
+            ("from openood_adascale import AdaSCALE, evaluate", {"openood", "pytorch_ood"}),
+        ],
+        [("import openood_adascale.reporting.report", {"torch", "openood"})],
     ],
+    ids=["the package", "the report"],
 )
-def test_imports_bring_no_more_than_they_need(imported, absent):
-    code = f"import sys; {imported}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+def test_imports_bring_no_more_than_they_need(steps):
+    there = "print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    code = "import sys\n" + "\n".join(f"{imported}\n{there}" for imported, _ in steps)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not absent & set(done.stdout.split())
+    for (imported, absent), line in zip(steps, done.stdout.splitlines(), strict=True):
+        assert not absent & set(line.split()), imported
 
 
 def test_importing_the_package_changes_nothing():
