@@ -170,7 +170,7 @@ def run(fake: Path, tmp_path: Path) -> Run:
         env |= {"PYTHONPATH": path} | variables
         if ordinary:
             done = subprocess.run(
-                [sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True
+                [sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
             )
         else:
             done = quick_process.run([script], tmp_path, env, timeout=120)

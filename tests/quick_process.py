@@ -1,7 +1,7 @@
 """A Python process for a test without the seconds that it takes to import torch: forked from a process that has only other
 people's libraries in memory, by multiprocessing's forkserver. This package and OpenOOD are imported in it as in any other.
 
-Not for tests of what an import does, of the interpreter's options, of signals: these take :mod:`subprocess`.
+Not for tests of what an import does, of the interpreter's options, of how it takes signals: these take :mod:`subprocess`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ import runpy
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
 from openood_bench import find_openood
+
+if TYPE_CHECKING:  # the second is not where there is no forkserver
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerContext
 
 LIBRARIES = ["torch", "torchvision", "pandas", "sklearn.metrics", "matplotlib.pyplot", "tqdm.auto", "yaml"]
 """What this package's commands import; who lacks one does without."""
@@ -41,7 +44,7 @@ OPENOODS_LIBRARIES = [
 """What OpenOOD's scripts import beside."""
 AT_START = ("PYTHON", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "MALLOC_", "LD_", "MPL", "GLIBC_")
 """How variables begin that count when a process starts, ..."""
-LATER = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
+LATER = {"PYTHONPATH", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
 """... but for these, the last two of which scikit-learn sets when it is imported."""
 
 
@@ -61,8 +64,13 @@ def run(
     process = start(arguments, cwd, env, before)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
-    finally:
+    except subprocess.TimeoutExpired as late:
         process.kill()
+        late.stdout, late.stderr = process.communicate(timeout=10)
+        raise
+    except BaseException:
+        process.kill()
+        raise
     done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
     if check:
         done.check_returncode()
@@ -91,7 +99,12 @@ class Started:
     """A forked process, with what the tests need of :class:`subprocess.Popen`."""
 
     def __init__(
-        self, server: Server, arguments: list[str], cwd: str, env: dict[str, str], before: Callable | None
+        self,
+        server: Server,
+        arguments: list[str],
+        cwd: str,
+        env: dict[str, str],
+        before: Callable[[], object] | None,
     ) -> None:
         self.args = [sys.executable, *arguments]
         reading, writing = zip(*(server.context.Pipe(duplex=False) for _ in range(2)), strict=True)
@@ -99,11 +112,16 @@ class Started:
             target=_become, args=(arguments, cwd, env, writing, server.path, before)
         )
         self._process.start()
+        # As one of subprocess's: not waited for when this process ends, and asked for its end by nobody else.
+        multiprocessing.process._children.discard(self._process)
         for pipe in writing:
             pipe.close()
-        pool = ThreadPoolExecutor(2)
-        self._printed = [pool.submit(_read, pipe) for pipe in reading]
-        pool.shutdown(wait=False)
+        self._printed = ["", ""]
+        self._readers = [
+            threading.Thread(target=self._read, args=numbered, daemon=True) for numbered in enumerate(reading)
+        ]
+        for reader in self._readers:
+            reader.start()
 
     @property
     def pid(self) -> int | None:
@@ -121,16 +139,16 @@ class Started:
         self._process.join()
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        self._process.join(timeout)
-        if self._process.is_alive():
-            raise subprocess.TimeoutExpired(self.args, timeout or 0)
-        stdout, stderr = (one.result() for one in self._printed)
-        return stdout, stderr
+        latest = None if timeout is None else time.monotonic() + timeout
+        for part in (self._process, *self._readers):
+            part.join(None if latest is None else max(0, latest - time.monotonic()))
+            if part.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return self._printed[0], self._printed[1]
 
-
-def _read(pipe: Connection) -> str:
-    with pipe, open(pipe.fileno(), closefd=False) as file:
-        return file.read()
+    def _read(self, place: int, pipe: Connection) -> None:
+        with pipe, open(pipe.fileno(), closefd=False) as file:
+            self._printed[place] = file.read()
 
 
 @dataclass(frozen=True)
@@ -154,7 +172,7 @@ def server() -> Server | None:
 
 @cache
 def _started_server() -> Server | None:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if sys.platform != "linux":  # macOS has a forkserver, too, but libraries that bear no fork
         return None
     found = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     # Without this package's entry point, which is looked for when torch is imported: see _Torch.
@@ -164,7 +182,9 @@ def _started_server() -> Server | None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES + (OPENOODS_LIBRARIES if find_openood() else []))
     with mock.patch.dict(os.environ, found, clear=True):
-        context.Process(target=int).start()
+        first = context.Process(target=int)
+        first.start()  # an EOFError: importing one of them failed, as the lines before say
+        first.join()
     return Server(context, path, _at_start(found))
 
 
@@ -258,4 +278,4 @@ def _execute(arguments: list[str]) -> None:
         sys.argv[:] = [first, *rest]
         code = Path(first).read_bytes()
         name = main.__file__ = first
-    exec(compile(code, name, "exec"), vars(main))
+    exec(compile(code, name, "exec", dont_inherit=True), vars(main))

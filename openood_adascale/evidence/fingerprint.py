@@ -280,9 +280,8 @@ def _dataset_parts(dataset: Any) -> list[Any]:
 
 
 def _relative(dataset: Any) -> bool:
-    """Whether a data set's paths begin where the process is."""
-    first = getattr(dataset, "data_dir", "") or next(iter(getattr(dataset, "paths", ())), "")
-    return not os.path.isabs(first or getattr(dataset, "root", ""))
+    """Whether a data set's paths, or some of them, begin where the process is."""
+    return not os.path.isabs(getattr(dataset, "data_dir", "") or getattr(dataset, "root", ""))
 
 
 def _file_states(paths: Iterable[str]) -> np.ndarray:

@@ -19,6 +19,8 @@ _SHIFT = 23 - MANTISSA_BITS
 _ORIGIN = 1 << (31 - _SHIFT)  # the bin of zero
 BINS = 2 * _ORIGIN
 _FLOAT32 = torch.finfo(torch.float32)
+_LAST = _ORIGIN + (0x7F7FFFFF >> _SHIFT)
+"""The bin of the largest float32 number."""
 
 
 class Histogram(NamedTuple):
@@ -71,7 +73,7 @@ def nearest_edge(values: Tensor) -> Tensor:
     bins = bin_of(values)
     first = (bins - _ORIGIN) << _SHIFT
     halfway = _float32(first + (1 << (_SHIFT - 1)))
-    return bins + (values >= halfway)  # the largest number's bin is far from the last
+    return (bins + (values >= halfway)).clamp(max=_LAST)
 
 
 def _float32(ordered: Tensor) -> Tensor:

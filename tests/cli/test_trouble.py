@@ -6,6 +6,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 import quick_process
@@ -90,15 +91,20 @@ def test_a_clock_set_back(folders, told):
     """All that is there is of the future: it is taken up, where it is of the same content, and made anew where not."""
     _, asked, expected = told
     assert call(*asked).returncode == 0
-    for path in folders.rglob("*"):
+    paths = list(folders.rglob("*"))
+    for path in paths:
         os.utime(path, (4e9, 4e9))
     assert call(*asked).returncode == 0
     assert right(folders) == expected
     later = folders / "id/a/picture 000.png"
     before = later.read_bytes()
-    later.write_bytes((folders / "id/b/picture 001.png").read_bytes())
-    assert call(*asked).returncode == 0
-    later.write_bytes(before)
+    try:
+        later.write_bytes((folders / "id/b/picture 001.png").read_bytes())
+        assert call(*asked).returncode == 0
+    finally:
+        later.write_bytes(before)
+        for path in filter(Path.exists, paths):
+            os.utime(path)
     assert {name for name, content in right(folders).items() if content != expected[name]} >= {
         name for name in expected if name.parent.name == "ood"
     }

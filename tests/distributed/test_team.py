@@ -61,14 +61,16 @@ def test_what_is_sent(told):
     [
         ("SIGKILL", "cannot be reached|no sign of life"),
         ("SIGSTOP", "cannot be reached|no sign of life"),
-        ("sleep", "has not finished a batch for 6 seconds"),
+        ("sleep", "has not finished a batch for 9 seconds"),
     ],
 )
 def test_a_lost_process_is_named(how, named):
     begun = time.monotonic()
-    processes = start(2, [SCENARIOS, "dying", how], OPENOOD_ADASCALE_TIMEOUT="6")
-    stdout, stderr = processes[0].communicate(timeout=120)
-    processes[1].kill()
+    processes = start(2, [SCENARIOS, "dying", how], OPENOOD_ADASCALE_TIMEOUT="9")
+    try:
+        stdout, stderr = processes[0].communicate(timeout=120)
+    finally:
+        processes[1].kill()
     finish(processes[1:])
     told = json.loads(stdout)
     assert told["type"] == "ProcessLost", stderr
@@ -82,7 +84,7 @@ def test_a_lost_process_is_named(how, named):
 
 
 def test_whoever_works_for_a_lost_process_leaves():
-    done = run(3, [SCENARIOS, "gone"], check=False, OPENOOD_ADASCALE_TIMEOUT="6")
+    done = run(3, [SCENARIOS, "gone"], check=False, OPENOOD_ADASCALE_TIMEOUT="9")
     assert [status for status, *_ in done] == [3, 70, 70]
     for _, _, stderr in done[1:]:
         assert "process 0 (" in stderr or "store cannot be reached" in stderr

@@ -197,9 +197,3 @@ def test_digests_of_data_sets():
     for loader in (load(collate_fn=collate), load(worker_init_fn=begin), load(sampler=Turned(20)), [1]):
         assert dataset_digest(loader) is None
     assert images_digest(load(collate_fn=collate)) not in (None, images_digest(load()))
-
-
-def test_whole_paths_are_the_same_files_from_everywhere(paths, tmp_path, monkeypatch):
-    here = images_digest(data.DataLoader(ImageFiles(paths)))
-    monkeypatch.chdir(tmp_path)
-    assert images_digest(data.DataLoader(ImageFiles(paths))) == here

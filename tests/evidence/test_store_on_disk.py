@@ -97,6 +97,7 @@ def test_killed_by_a_signal_while_it_writes(tmp_path):
             time.sleep(0.01)
         time.sleep(0.02 * attempt)
         process.kill()
+        process.communicate()
     (entry,) = (tmp_path / "store" / "entries").iterdir()
     left = entry / f".{disk._host()}.{process.pid}.half.activation-000001.safetensors.tmp"
     left.write_bytes(b"half")
@@ -108,7 +109,11 @@ def test_killed_by_a_signal_while_it_writes(tmp_path):
 
 def test_two_at_once(tmp_path):
     both = [quick_process.start(["-c", script(tmp_path / "store", pause=0.02)]) for _ in range(2)]
-    found = [process.communicate(timeout=120)[0].split()[1:] for process in both]
+    try:
+        found = [process.communicate(timeout=120)[0].split()[1:] for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert [process.returncode for process in both] == [0, 0]
     assert found[0] == found[1]
     assert run(script(tmp_path / "store")).stdout.split() == ["0", *found[0]]

@@ -137,10 +137,12 @@ def _agrees(
 @contextmanager
 def _in_eval(network: networks.Classified) -> Iterator[networks.Classified]:
     modes = [(module, module.training) for module in network.modules()]
-    with torch.no_grad():
-        yield network.eval()
-    for module, mode in modes:
-        module.training = mode
+    try:
+        with torch.no_grad():
+            yield network.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _check_read(made: Made, images: Tensor, read: Read, weight: np.ndarray, bias: np.ndarray) -> None:

@@ -78,7 +78,9 @@ def run(openood_root: Path, tmp_path: Path) -> Run:
         script.write_text("\n".join([NO_NETWORK, *map(dedent, code)]))
         env |= {"PYTHONPATH": path} | variables
         if ordinary:
-            done = subprocess.run([sys.executable, script], cwd=cwd, env=env, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, script], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+            )
         else:
             done = quick_process.run([script], cwd, env, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]

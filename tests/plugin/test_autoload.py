@@ -91,6 +91,7 @@ def test_autoload_is_inert_without_openood(run: Run) -> None:
         assert 'openood_adascale.plugin.registration' not in sys.modules
         """,
         ours=False,
+        ordinary=True,
     )
     assert done.stderr == ""
 

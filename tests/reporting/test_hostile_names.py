@@ -109,6 +109,7 @@ def test_names_of_images_sets_and_classes_are_only_text(tmp_path):
     assert not re.search(r"<(?!/?sup)", text)
 
 
+@pytest.mark.sharp
 @pytest.mark.filterwarnings("error:.*(constrained_layout|Glyph)")
 @pytest.mark.skipif(os.name == "nt", reason="such names are not allowed there")
 def test_names_that_no_page_can_hold(tmp_path):
@@ -126,6 +127,7 @@ def test_names_that_no_page_can_hold(tmp_path):
     assert len(list((folder / "report").glob("scores_*.png"))) == 4
 
 
+@pytest.mark.sharp
 @pytest.mark.filterwarnings("error:.*(constrained_layout|Glyph)")
 @pytest.mark.parametrize(
     "names",
