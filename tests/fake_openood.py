@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -168,12 +167,7 @@ def run(fake: Path, tmp_path: Path) -> Run:
         script = tmp_path / "script.py"
         script.write_text("\n".join([OURS if ours else "", *map(dedent, code)]))
         env |= {"PYTHONPATH": path} | variables
-        if ordinary:
-            done = subprocess.run(
-                [sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
-            )
-        else:
-            done = quick_process.run([script], tmp_path, env, timeout=120)
+        done = quick_process.run([script], tmp_path, env, timeout=120, ordinary=ordinary)
         assert done.returncode == 0, done.stderr
         return done
 

@@ -55,13 +55,14 @@ def run(
     timeout: float | None = None,
     check: bool = False,
     before: Callable[[], object] | None = None,
+    ordinary: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """``python <arguments>``, a script or ``-m`` or ``-c``, as by :func:`subprocess.run`, with what it printed as text.
 
-    ``before`` is called in it first and has to be importable. An ordinary process where something has to be as ``env`` says
-    when it starts, or where there is no forkserver.
+    ``before`` is called in it first and has to be importable. A process that has nothing in memory when it starts
+    if ``ordinary``, where something has to be as ``env`` says then, or where there is no forkserver.
     """
-    process = start(arguments, cwd, env, before)
+    process = start(arguments, cwd, env, before, ordinary)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired as late:
@@ -82,10 +83,11 @@ def start(
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     before: Callable[[], object] | None = None,
+    ordinary: bool = False,
 ) -> subprocess.Popen[str] | Started:
     """:func:`run` without waiting for its end."""
     told = [str(argument) for argument in arguments]
-    found = server()
+    found = None if ordinary else server()
     env = dict(os.environ if env is None else env)
     if found is not None and _at_start(env) == found.environment:
         return Started(found, told, os.path.abspath(cwd or "."), env, before)

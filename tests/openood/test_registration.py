@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -77,12 +76,7 @@ def run(openood_root: Path, tmp_path: Path) -> Run:
         script = tmp_path / "script.py"
         script.write_text("\n".join([NO_NETWORK, *map(dedent, code)]))
         env |= {"PYTHONPATH": path} | variables
-        if ordinary:
-            done = subprocess.run(
-                [sys.executable, script], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
-            )
-        else:
-            done = quick_process.run([script], cwd, env, timeout=300)
+        done = quick_process.run([script], cwd, env, timeout=300, ordinary=ordinary)
         assert done.returncode == 0, done.stderr[-3000:]
         return done
 
