@@ -33,11 +33,12 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(count, arguments, cwd=None, **more):
-    """``count`` processes, without anyone who looks after them."""
+def start(count, arguments, cwd=None, ordinary=False, **more):
+    """``count`` processes, without anyone who looks after them; ``ordinary`` as in :func:`quick_process.run`."""
     port = free_port()
     return [
-        quick_process.start(arguments, cwd, environment(count, rank, port, **more)) for rank in range(count)
+        quick_process.start(arguments, cwd, environment(count, rank, port, **more), ordinary=ordinary)
+        for rank in range(count)
     ]
 
 
