@@ -125,7 +125,7 @@ def train(data: TensorDataset, seed: int = 0, epochs: int = 12, progress: bool |
     """A trained network in eval mode; the global random state is left as it was."""
     images, labels = data.tensors
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not the GPUs', which would stay changed
         network = SmallResNet(len(KNOWN))
         optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
         steps = epochs * -(-len(images) // 64)

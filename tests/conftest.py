@@ -55,18 +55,19 @@ def _nothing_shared() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _coarse_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are drawn, but small and without looking for the best layout, unless a test is of how they look
-    (``@pytest.mark.sharp``): it takes half the time."""
-    if request.node.get_closest_marker("sharp"):
+def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are composed and saved, but nothing is drawn in them, which takes most of a report's time, unless a test
+    is of what is drawn (``@pytest.mark.drawn``)."""
+    if request.node.get_closest_marker("drawn"):
         return
     savefig = Figure.savefig
 
-    def coarsely(figure: Figure, *args: Any, **kwargs: Any) -> None:
+    def save_blank(figure: Figure, *args: Any, **kwargs: Any) -> None:
         figure.set_layout_engine("none")
         savefig(figure, *args, **{**kwargs, "dpi": 20})
 
-    monkeypatch.setattr(Figure, "savefig", coarsely)
+    monkeypatch.setattr(Figure, "draw", lambda figure, renderer: None)
+    monkeypatch.setattr(Figure, "savefig", save_blank)
 
 
 @pytest.fixture

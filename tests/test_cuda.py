@@ -67,6 +67,13 @@ def test_an_evaluation_with_a_search(network):
     np.testing.assert_allclose(tables[DEVICE], tables["cpu"], atol=3.0)  # an image of 25 is 4 points
 
 
+def test_the_random_state_stays(network):
+    torch.cuda.manual_seed(5)
+    before = torch.cuda.get_rng_state()
+    evaluate(AdaSCALE(network.to(DEVICE)), benchmark(), progress=False)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "auto"])
 def test_half_precision(network, precision):
     net = network.to(DEVICE)

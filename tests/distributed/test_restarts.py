@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import numpy as np
+import quick_process
 from command_line import call
 from PIL import Image
 from processes import ROOT, free_port
+
+# What torchrun does, but for the processes of the group, which it starts anew and here are forked from it.
+TORCHRUN = """
+import sys
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
+
+def work(*arguments):
+    from openood_adascale.cli import main
+    if status := main(list(arguments)):
+        sys.exit(status)
+
+told = parse_args(sys.argv[1:])
+elastic_launch(config_from_args(told)[0], work)(*told.training_script_args)
+"""
 
 NETWORK = """
 import os, pathlib, signal, sys, threading, time
@@ -70,20 +84,10 @@ def test_a_killed_process(tmp_path):
 
     (tmp_path / "store of restarted").symlink_to(tmp_path / "store")
     (tmp_path / "store").mkdir()
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "2",
-        "--master-port",
-        free_port(),
-    ]
-    told = [*torchrun, "-m", "openood_adascale", *asked(tmp_path, "restarted")]
-    done = subprocess.run(
-        [sys.executable, *map(str, told)],
-        cwd=ROOT, env={**alone, "OPENOOD_ADASCALE_TIMEOUT": "30"}, capture_output=True, text=True, timeout=300, check=False,
+    options = ["--nproc-per-node", 2, "--max-restarts", 2, "--master-port", free_port(), "--start-method", "fork"]
+    done = quick_process.run(
+        ["-c", TORCHRUN, *options, "openood_adascale", *asked(tmp_path, "restarted")],
+        cwd=ROOT, env={**alone, "OPENOOD_ADASCALE_TIMEOUT": "30"}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "killed").exists()

@@ -99,6 +99,14 @@ def test_whether_images_stay(read, want):
     assert drawn() == first
 
 
+def test_gpus_draw_what_they_would_have_drawn(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)  # torch.manual_seed calls it
+    torch.manual_seed(3)
+    assert is_deterministic(Own(grey), image_of)
+    assert seeds == [3]
+
+
 def test_the_places_that_are_looked_at():
     """The first, the last and some between, or all where there are few; a random one is found at any of them."""
     seen = set()

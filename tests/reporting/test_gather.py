@@ -131,6 +131,7 @@ def result(quality: float, search: pd.DataFrame | None = None) -> Result:
     return Result(table, scores, search, SETS["near"], SETS["far"])
 
 
+@pytest.mark.drawn
 def test_results_in_memory_are_reported_with_scores_and_searches(tmp_path):
     search = pd.DataFrame({"percentile": [(60.0, 80.0), (70.0, 80.0)], "k2": [5, 5], "auroc": [80.0, 81.0]})
     results = {"msp": result(1), "adascale": result(3, search), "mine": result(2)}

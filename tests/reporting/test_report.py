@@ -37,7 +37,7 @@ def full_run(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.sharp
+@pytest.mark.drawn
 def test_the_page_is_whole_and_needs_no_network(full_run):
     out = full_run / "report"
     page = Page(out / "report.html")
@@ -64,7 +64,7 @@ def test_the_page_is_whole_and_needs_no_network(full_run):
     assert "one of the two is older" in page.text
 
 
-@pytest.mark.sharp
+@pytest.mark.drawn
 def test_a_second_report_is_the_same(full_run):
     """Its own copies and pictures are not taken for results."""
     before = {path: path.read_bytes() for path in sorted(full_run.rglob("*")) if path.is_file()}
@@ -82,7 +82,9 @@ def test_markdown_marks_the_best(full_run):
     assert names == ["| AdaSCALE-A", "| SCALE", "| *AdaSCALE-L (published)*", "| MSP", "| KNN"]
 
 
-@pytest.mark.parametrize("what", ["tables", "scores", "search", "near only"])
+@pytest.mark.parametrize(
+    "what", ["tables", "scores", "search", pytest.param("near only", marks=pytest.mark.drawn)]
+)
 def test_partial_folders(tmp_path, what):
     folder = tmp_path / RESNET50
     folder.mkdir()
@@ -102,6 +104,7 @@ def test_partial_folders(tmp_path, what):
         assert "MSP (ood): no leaderboard entry" in text
 
 
+@pytest.mark.drawn
 def test_more_methods_than_colours(tmp_path):
     folder = tmp_path / RESNET50
     for index in range(12):

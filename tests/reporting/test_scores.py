@@ -66,6 +66,7 @@ def test_unfinished_evaluations(tmp_path):
     assert read_pickle(save_scores(tmp_path / "s.pkl", scores)) == {}
 
 
+@pytest.mark.drawn
 def test_infinite_scores_keep_their_order(tmp_path):
     scores = evaluator_scores()
     scores["id"]["test"][1][:50] = np.inf
@@ -77,6 +78,7 @@ def test_infinite_scores_keep_their_order(tmp_path):
         assert report(tmp_path / "run") == 0
 
 
+@pytest.mark.drawn
 def test_scores_of_all_magnitudes_are_drawn(tmp_path):
     scores = evaluator_scores()
     for entry in (scores["id"]["test"], *scores["ood"]["near"].values(), *scores["ood"]["far"].values()):

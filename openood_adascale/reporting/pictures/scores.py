@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 
 from ...metrics import auroc as auroc_of
 from ...metrics import fpr95_auroc, roc
@@ -68,8 +69,9 @@ def _density(axis: Axes, inside: np.ndarray, outside: np.ndarray, bins: np.ndarr
     for values, colour in ((inside, _ID), (outside, tint)):
         # Shares, not densities: scores can span more than float64 can divide by.
         share = np.histogram(values, bins)[0] / len(values)
-        axis.stairs(share, bins, fill=True, color=colour, alpha=0.35, lw=0)
-        axis.stairs(share, bins, color=colour, lw=1.3)
+        # axis.stairs would look for the limits, edge by edge.
+        axis.add_artist(StepPatch(share, bins, fill=True, color=colour, alpha=0.35, lw=0))
+        axis.add_artist(StepPatch(share, bins, fill=False, color=colour, lw=1.3))
         peak = max(peak, float(share.max()))
     axis.axvline(float(np.quantile(outside, 0.95)), ymax=0.93, color=INK, lw=0.9, ls=(0, (3, 2)))
     axis.text(0, 1.03, f"AUROC {auroc:.1f}   FPR@95 {fpr:.1f}", transform=axis.transAxes, fontsize=8)
