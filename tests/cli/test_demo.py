@@ -83,3 +83,8 @@ def test_an_image_goes_through_the_network_once(tmp_path, monkeypatch, capsys):
                     grey, ((images[place, 0] - black) / (white - black)).clamp(0, 1), atol=0.003
                 )
             assert rows["percentile_adascale"].between(60, 99).all()
+
+
+def test_the_default_device_does_not_matter():
+    with torch.device("meta"), demo._on_the_cpu():
+        assert torch.empty(0).device.type == "cpu"

@@ -84,7 +84,16 @@ def test_a_killed_process(tmp_path):
 
     (tmp_path / "store of restarted").symlink_to(tmp_path / "store")
     (tmp_path / "store").mkdir()
-    options = ["--nproc-per-node", 2, "--max-restarts", 2, "--master-port", free_port(), "--start-method", "fork"]
+    options = [
+        "--nproc-per-node",
+        2,
+        "--max-restarts",
+        2,
+        "--master-port",
+        free_port(),
+        "--start-method",
+        "fork",
+    ]
     done = quick_process.run(
         ["-c", TORCHRUN, *options, "openood_adascale", *asked(tmp_path, "restarted")],
         cwd=ROOT, env={**alone, "OPENOOD_ADASCALE_TIMEOUT": "30"}, timeout=300,
