@@ -1,6 +1,7 @@
 """What ARCHITECTURE.md promises: a room knows only those above it, and nothing grows too large."""
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -22,8 +23,13 @@ def name_of(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@functools.cache
 def imports(path):
-    """The package's modules that a module imports, wherever in it, but for annotations' sake."""
+    """The modules that a module imports, wherever in it, but for annotations' sake."""
+    return set(_imports(path))
+
+
+def _imports(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in list(ast.walk(tree)):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):

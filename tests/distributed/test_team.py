@@ -56,17 +56,27 @@ def test_what_is_sent(told):
     assert told["arithmetic"] == ["medium"]
 
 
-@pytest.mark.parametrize(
-    ("how", "named"),
-    [
-        ("SIGKILL", "cannot be reached|no sign of life"),
-        ("SIGSTOP", "cannot be reached|no sign of life"),
-        ("sleep", "has not finished a batch for 9 seconds"),
-    ],
-)
-def test_a_lost_process_is_named(how, named):
-    begun = time.monotonic()
-    processes = start(2, [SCENARIOS, "dying", how], OPENOOD_ADASCALE_TIMEOUT="9")
+LOST = {
+    "SIGKILL": "cannot be reached|no sign of life",
+    "SIGSTOP": "cannot be reached|no sign of life",
+    "sleep": "has not finished a batch for 9 seconds",
+}
+
+
+@pytest.fixture(scope="module")
+def losing():
+    """By how its process 1 gets lost, a group each: at the same time, since it is waited for them."""
+    groups = {how: start(2, [SCENARIOS, "dying", how], OPENOOD_ADASCALE_TIMEOUT="9") for how in LOST}
+    yield groups, time.monotonic()
+    for processes in groups.values():
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_a_lost_process_is_named(losing, how):
+    groups, begun = losing
+    processes = groups[how]
     try:
         stdout, stderr = processes[0].communicate(timeout=120)
     finally:
@@ -75,7 +85,7 @@ def test_a_lost_process_is_named(how, named):
     told = json.loads(stdout)
     assert told["type"] == "ProcessLost", stderr
     assert told["text"].startswith("process 1 (")
-    assert re.search(named, told["text"])
+    assert re.search(LOST[how], told["text"])
     assert f"process {processes[1].pid})" in told["text"]
     assert told["seconds"] < 20
     assert told["again"]["type"] == "ProcessLost"  # nothing goes on as if nothing had been
