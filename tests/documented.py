@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import TinyNet, make_images, make_loader
 from own_data import picture
+from tiny import TinyNet, make_images, make_loader
 
 MOST = 4
 """Images in each of OpenOOD's lists, at most: a ResNet-18 runs over them."""

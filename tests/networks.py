@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import torch
-from conftest import TinyNet
+from tiny import TinyNet
 from torch import nn
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from conftest import HEAD
+from tiny import HEAD
 
 PAIRS = [[60, 70], [80, 85], [65, 95]]
 ID_VAL_AND_OOD_VAL = (72, 40)  # images of openood_bench's benchmark

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from conftest import make_images
 from pytorch_ood_networks import Net
+from tiny import make_images
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
-from conftest import TinyNet
+from tiny import TinyNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-from conftest import HEAD, TinyNet
 from scipy.special import logsumexp
+from tiny import HEAD, TinyNet
 
 from openood_adascale.evidence.classifier import Classifier
 from openood_adascale.evidence.encode import encode

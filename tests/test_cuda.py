@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, make_images, make_loader
 from processes import run
+from tiny import TinyNet, make_images, make_loader
 from torch import nn
 
 from openood_adascale import MSP, AdaSCALE, Benchmark, evaluate
@@ -153,7 +153,7 @@ def test_the_batch_that_pays_is_found(network):
 
 SCRIPT = """
 import os, torch, torch.distributed as dist
-from conftest import TinyNet, make_images, make_loader
+from tiny import TinyNet, make_images, make_loader
 from openood_adascale import AdaSCALE, Benchmark, evaluate
 from openood_adascale.distributed.start import launched
 rank = 0

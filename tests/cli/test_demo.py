@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from command_line import call, call_here
-from conftest import HEAD, TinyNet
 from PIL import Image
+from tiny import HEAD, TinyNet
 
 from openood_adascale import demo
 

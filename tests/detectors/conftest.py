@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import TinyNet, make_images
 from rivals import Signed
+from tiny import TinyNet, make_images
 
 
 @pytest.fixture(params=[TinyNet, Signed])

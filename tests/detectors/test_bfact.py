@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_loader
 from rivals import (
     activations,
     head,
     reference_bfact,
 )
+from tiny import make_loader
 
 from openood_adascale.detectors.bfact import BFAct, butterworth
 

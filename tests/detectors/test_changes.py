@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import networks as tv
 import pytest
 import torch
-from conftest import TinyNet, make_loader
+from tiny import TinyNet, make_loader
 
 from openood_adascale import AdaSCALE, Benchmark, evaluate, using_store
 from openood_adascale.detectors.bfact import BFAct, BFActSettings

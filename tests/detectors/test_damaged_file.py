@@ -7,11 +7,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny import TinyNet
 
 from openood_adascale import AdaSCALE
 from openood_adascale.detectors import file

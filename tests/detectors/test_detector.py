@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import HEAD, TinyNet, make_images, make_loader
 from sklearn.metrics import roc_auc_score
+from tiny import HEAD, TinyNet, make_images, make_loader
 from torch import nn
 
 from openood_adascale import AdaSCALE

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import quick_process
 import torch
-from conftest import TinyNet, make_loader
 from safetensors import safe_open
+from tiny import TinyNet, make_loader
 
 from openood_adascale import AdaSCALE, Energy
 from openood_adascale.detectors import file
@@ -85,7 +85,7 @@ def test_scores_that_hold_no_more_are_not_saved(network, id_images, tmp_path):
 
 def test_another_process_reads_it(id_images, tmp_path):
     code = (
-        "import sys, torch; sys.path.insert(0, 'tests'); from conftest import TinyNet; torch.manual_seed(0)\n"
+        "import sys, torch; sys.path.insert(0, 'tests'); from tiny import TinyNet; torch.manual_seed(0)\n"
         "from openood_adascale.detectors.file import load\n"
         "network, images = TinyNet().eval(), torch.load(sys.argv[2])\n"
         "detector = load(sys.argv[1], network)\n"

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import HEAD, make_images, make_loader
 from rivals import (
     passes,
 )
 from sklearn.metrics import roc_auc_score
+from tiny import HEAD, make_images, make_loader
 
 from openood_adascale import AdaSCALE
 from openood_adascale.detectors.bfact import BFAct

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, make_images, make_loader
 from rivals import (
     activations,
     head,
     reference_optfs,
     reference_theta,
 )
+from tiny import TinyNet, make_images, make_loader
 
 from openood_adascale.detectors.bfact import BFAct
 from openood_adascale.detectors.lts import LTS

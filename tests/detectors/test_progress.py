@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import make_images, make_loader
+from tiny import make_images, make_loader
 
 from openood_adascale import LTS, MSP, SCALE, AdaSCALE, BFAct, OptFS
 from openood_adascale.detectors.search import search_aurocs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import TinyNet, make_images
+from tiny import TinyNet, make_images
 
 from openood_adascale.detectors.registry import METHODS
 

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from conftest import make_loader
+from tiny import make_loader
 
 from openood_adascale.detectors.bfact import BFAct
 from openood_adascale.detectors.lts import LTS

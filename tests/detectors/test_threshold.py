@@ -7,9 +7,9 @@ import networks as tv
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, make_images, make_loader
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import TinyNet, make_images, make_loader
 
 from openood_adascale import AdaSCALE, Energy
 from openood_adascale.detectors.bfact import BFAct

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from conftest import TinyNet, make_images, make_loader
+from tiny import TinyNet, make_images, make_loader
 from torch.utils.data import DataLoader, Dataset
 
 from openood_adascale import AdaSCALE, Benchmark, evaluate
@@ -93,7 +93,10 @@ def main(folder):
             arrays[f"{name} {method} table"] = result.table.to_numpy()
 
     def methods(net):
-        return {name: method.detector(net, **method.defaults) for name, method in METHODS.items()}
+        detectors = {name: method.detector(net, **method.defaults) for name, method in METHODS.items()}
+        for detector in detectors.values():  # some candidates do: one process alone judges them
+            detector.default_sweep = {name: values[::5] for name, values in detector.default_sweep.items()}
+        return detectors
 
     if COUNT > 1:
         dist.init_process_group("gloo")

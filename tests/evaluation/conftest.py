@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import make_images, make_loader
+from tiny import make_images, make_loader
 from torch import Tensor
 
 from openood_adascale.evaluation.benchmark import Benchmark

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import HEAD, TinyNet
+from tiny import HEAD, TinyNet
 
 from openood_adascale.detectors.adascale import AdaSCALE
 from openood_adascale.detectors.base import Detector

@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import HEAD, TinyNet, make_images, make_loader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tiny import HEAD, TinyNet, make_images, make_loader
 
 from openood_adascale import AdaSCALE
 from openood_adascale.detectors.lts import LTS

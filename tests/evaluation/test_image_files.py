@@ -7,7 +7,7 @@ import traceback
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet
+from tiny import TinyNet
 from torch.utils.data import DataLoader
 
 from openood_adascale import AdaSCALE, using_store

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, make_images, make_loader
+from tiny import TinyNet, make_images, make_loader
 from torch.utils import data
 
 from openood_adascale import AdaSCALE, Benchmark, evaluate, using_store

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TinyNet, make_images, make_loader
+from tiny import TinyNet, make_images, make_loader
 from torch.utils.data import DataLoader, TensorDataset
 
 from openood_adascale import MSP, AdaSCALE

@@ -5,9 +5,9 @@ import copy
 import networks as tv
 import pytest
 import torch
-from conftest import make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import make_images
 from torch import nn
 from untouched import same, snapshot
 

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import make_images, make_loader
+from tiny import make_images, make_loader
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from openood_adascale.evidence.dataset import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import TinyNet, make_images
+from tiny import TinyNet, make_images
 from torch import nn
 from untouched import same, snapshot
 

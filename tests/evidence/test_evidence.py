@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_images, make_loader
+from tiny import make_images, make_loader
 
 from openood_adascale.errors import Unavailable
 from openood_adascale.evidence.collect import collect

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import quick_process
 import torch
-from conftest import TinyNet, make_images
+from tiny import TinyNet, make_images
 from torch import nn
 from torch.utils import data
 

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import make_images
 from PIL import Image
+from tiny import make_images
 from torch.utils import data
 
 from openood_adascale.evaluation.folders import ImageFiles

@@ -5,7 +5,7 @@ import logging
 import networks as tv
 import pytest
 import torch
-from conftest import TinyNet, make_images
+from tiny import TinyNet, make_images
 from torch import nn
 
 from openood_adascale.errors import NotFinite

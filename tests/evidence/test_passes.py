@@ -10,8 +10,8 @@ import networks as tv
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, make_images, make_loader
 from named_images import Named
+from tiny import TinyNet, make_images, make_loader
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from openood_adascale import MSP, AdaSCALE, using_store

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_images
+from tiny import make_images
 from torch import nn
 
 from openood_adascale.errors import HeadMismatch

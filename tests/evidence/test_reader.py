@@ -7,7 +7,7 @@ import pickle
 import networks as tv
 import pytest
 import torch
-from conftest import HEAD, TinyNet, make_images
+from tiny import HEAD, TinyNet, make_images
 from torch import nn
 
 from openood_adascale.evidence.modes import device_of

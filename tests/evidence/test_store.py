@@ -6,7 +6,7 @@ import networks as tv
 import numpy as np
 import pytest
 import torch
-from conftest import HEAD, TinyNet, make_images, make_loader
+from tiny import HEAD, TinyNet, make_images, make_loader
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import HEAD, make_images, make_loader
+from tiny import HEAD, make_images, make_loader
 from torch.utils.data import DataLoader, Dataset
 
 from openood_adascale import MSP, using_store

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import quick_process
 import torch
-from conftest import HEAD, make_images, make_loader
+from tiny import HEAD, make_images, make_loader
 
 from openood_adascale import MSP, AdaSCALE, using_store
 from openood_adascale.cli import main
@@ -24,7 +24,7 @@ SCRIPT = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
 import torch
-from conftest import TinyNet, make_images, make_loader
+from tiny import TinyNet, make_images, make_loader
 from openood_adascale import AdaSCALE, using_store
 from openood_adascale.evidence import disk, rows
 rows.SHARD = disk.SHARD = 16

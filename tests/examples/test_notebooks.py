@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
     """The demo's network, which both notebooks train: once, and not to its end."""
     path = tmp_path_factory.mktemp("trained") / "network.pt"
     _, training_data = demo.load_benchmark()
-    torch.save(demo.train(training_data, epochs=3, progress=False), path)
+    torch.save(demo.train(training_data, epochs=2, progress=False), path)
     return path
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_images
 from pytorch_ood_benchmark import benchmark_of, train
 from pytorch_ood_networks import SEEN, Net, known_and_unknown
+from tiny import make_images
 from torch import Tensor
 from torch.utils.data import DataLoader
 

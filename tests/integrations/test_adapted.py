@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import HEAD, make_images
 from pytorch_ood_benchmark import by_itself, same_scores
 from pytorch_ood_networks import SEEN, Net
 from sklearn.metrics import roc_auc_score
+from tiny import HEAD, make_images
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import make_images, make_loader
 from pytorch_ood_networks import Net
 from rivals import reference_lts
 from scipy.special import logsumexp
+from tiny import make_images, make_loader
 from torch import nn
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")

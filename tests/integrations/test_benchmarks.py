@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import make_images
 from pytorch_ood_networks import Net, passes
+from tiny import make_images
 from torch.utils.data import ConcatDataset, TensorDataset
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")

@@ -11,8 +11,8 @@ import warnings
 
 import pytest
 import torch
-from conftest import HEAD, TinyNet, make_images, make_loader
 from pytorch_ood_networks import SEEN, known_and_unknown, passes
+from tiny import HEAD, TinyNet, make_images, make_loader
 from torch import nn
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")

@@ -7,8 +7,8 @@ import weakref
 
 import pytest
 import torch
-from conftest import HEAD, TinyNet, make_images
 from pytorch_ood_networks import Net, passes
+from tiny import HEAD, TinyNet, make_images
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
 

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import HEAD, make_loader
 from pytorch_ood_networks import passes
 from sklearn.metrics import roc_auc_score
+from tiny import HEAD, make_loader
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
 

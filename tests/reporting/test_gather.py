@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_loader
 from report_files import (
     CIFAR10,
     HEADER,
@@ -22,6 +21,7 @@ from report_files import (
     save_search,
     save_table,
 )
+from tiny import make_loader
 
 from openood_adascale.detectors.registry import METHODS
 from openood_adascale.errors import ResultError

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_loader
 from report_files import (
     GOOD_SEARCH,
     RESNET50,
@@ -20,6 +19,7 @@ from report_files import (
     save_search,
     save_table,
 )
+from tiny import make_loader
 
 from openood_adascale.detectors.registry import METHODS
 from openood_adascale.errors import ResultError
