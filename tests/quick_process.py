@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 import types
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -213,6 +214,8 @@ def _become(
         stream = open(number, "w", closefd=False, **as_python)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False  # of what the server has loaded, which need not be taken down in good order
     if before is not None:
         before()
     os.environ.clear()

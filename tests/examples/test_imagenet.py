@@ -86,6 +86,7 @@ def test_lists(data, capsys):
     assert before == {path: path.read_bytes() for path in data.glob("*.txt")}
 
 
+@pytest.mark.drawn
 def test_evaluation_search_and_table(data, capsys):
     script("imagenet_data").main([str(data)])
     network, out = f"{data.parent / 'net.py'}:network", data.parent / "out"
