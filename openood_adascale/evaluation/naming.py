@@ -9,8 +9,9 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -137,7 +138,7 @@ def _module_of_file(path: Path) -> ModuleType:
     known = sys.modules.get(name)
     if known is not None:
         return known
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsItIs(name, str(path)))
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
@@ -148,6 +149,15 @@ def _module_of_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+class _AsItIs(SourceFileLoader):
+    """Compiles what is in the file now. Python's cache beside it, which is not written either, goes by size and second: a
+    digit that was changed at once would not be seen."""
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
 
 
 def _is_of(name: str, path: Path) -> bool:
