@@ -21,12 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Run it; 2 where Matplotlib is missing."""
     try:
-        from ..demo import run
+        from ..reporting.pictures import style  # noqa: F401  (before all that takes seconds to import)
     except ImportError as error:
         if error.name != "matplotlib":
             raise
         complain(f"error: {error}")
         return 2
+    from ..demo import run
+
     if keep_memory() and not options.quiet:
         say_done("freed memory is kept for the next batch", "memory")
     run(options.output, options.seed, progress=False if options.quiet else None)

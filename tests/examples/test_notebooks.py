@@ -1,4 +1,4 @@
-"""The notebooks in examples/, run from their first cell to their last, in an empty folder."""
+"""The notebooks in examples/, run from their first cell to their last, in an empty folder and with no names defined."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ SAID = {
     "first_look": ["threshold ", "out of distribution: {'known': "],
     "comparison": ["72 candidates; the best: ", "digits-report/report.html"],
 }
-TRAINED = """
-import torch
+BEGINNING = """
+%reset -f
+import os, torch
 from openood_adascale import demo
-demo.train = lambda data, progress: torch.load({path!r}, weights_only=False)
+os.chdir({folder!r})
+demo.train = lambda data, progress: torch.load({trained!r}, weights_only=False)
 """
 PICTURES = {"first_look": 3, "comparison": 1}
 
@@ -39,16 +41,26 @@ def trained(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", SAID)
-def test_it_runs(name, trained, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def kernel():
+    """One for all, since it takes seconds to start."""
     path = os.pathsep.join(filter(None, [str(EXAMPLES.parent), os.environ.get("PYTHONPATH")]))
-    monkeypatch.setenv("PYTHONPATH", path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        client = nbclient.NotebookClient(nbformat.v4.new_notebook(), timeout=300, kernel_name="python3")
+        with client.setup_kernel():
+            yield client
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_it_runs(name, kernel, trained, tmp_path):
     notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(TRAINED.format(path=str(trained))))
-    nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
-    ).execute()
+    beginning = BEGINNING.format(folder=str(tmp_path), trained=str(trained))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(beginning))
+    kernel.nb = notebook
+    for number, cell in enumerate(notebook.cells):
+        kernel.execute_cell(cell, number)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     printed = "".join(
         output.text for output in outputs if output.output_type == "stream" and output.name == "stdout"
