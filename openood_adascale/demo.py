@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,14 @@ class SmallResNet(nn.Module):
         return self.fc(self.blocks(self.stem(images).relu()).mean((2, 3)))
 
 
+@contextmanager
+def _on_the_cpu() -> Iterator[None]:
+    """Whatever the default device is. A device's context takes time in every operation: only where it changes anything."""
+    with nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu"):
+        yield
+
+
+@_on_the_cpu()
 def load_benchmark(seed: int = 0, batch_size: int = 200) -> tuple[Benchmark, TensorDataset]:
     """scikit-learn's digits and sample photos as a benchmark, and the training images.
 
@@ -122,6 +130,7 @@ def _patches(photo: np.ndarray, count: int, rng: np.random.Generator) -> Tensor:
     return (patches - low) / (high - low).clamp(min=1e-3)
 
 
+@_on_the_cpu()
 def train(data: TensorDataset, seed: int = 0, epochs: int = 12, progress: bool | None = None) -> SmallResNet:
     """A trained network in eval mode; the global random state is left as it was."""
     images, labels = data.tensors
@@ -147,6 +156,7 @@ def methods(network: nn.Module) -> dict[str, Detector[Any, Any]]:
     return {name: method.detector(network, **method.defaults) for name, method in METHODS.items()}
 
 
+@_on_the_cpu()
 def run(output: Path, seed: int = 0, progress: bool | None = None) -> pd.DataFrame:
     """Train, search, evaluate and draw; prints the tables and writes CSVs and a picture to ``output``.
 
@@ -157,15 +167,9 @@ def run(output: Path, seed: int = 0, progress: bool | None = None) -> pd.DataFra
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with _on_the_cpu():
-            return _run(output, seed, progress)
+        return _run(output, seed, progress)
     finally:
         torch.set_num_threads(threads)
-
-
-def _on_the_cpu() -> AbstractContextManager[Any]:
-    """Whatever the default device is. A device's context takes time in every operation: only where it changes anything."""
-    return nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
 
 
 def _run(output: Path, seed: int, progress: bool | None) -> pd.DataFrame:

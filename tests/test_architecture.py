@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import quick_process
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "openood_adascale"
@@ -160,4 +159,4 @@ from openood_adascale import AdaSCALE, Benchmark, evaluate
 assert before == state() and not before[0], state()
 """
     environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    quick_process.run(["-c", code], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

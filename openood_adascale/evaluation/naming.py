@@ -153,7 +153,7 @@ def _module_of_file(path: Path) -> ModuleType:
 
 class _AsItIs(SourceFileLoader):
     """Compiles what is in the file now. Python's cache beside it, which is not written either, goes by size and second: a
-    digit that was changed at once would not be seen."""
+    digit that was changed at once would not be seen. What the file imports, and processes that are spawned, go by it."""
 
     def get_code(self, fullname: str) -> CodeType | None:
         path = self.get_filename(fullname)

@@ -10,6 +10,7 @@ import torch
 from command_line import call_here
 from PIL import Image
 from tiny import HEAD, TinyNet
+from torch.utils.data import TensorDataset
 
 from openood_adascale import demo
 
@@ -29,7 +30,8 @@ def test_demo(tmp_path):
     summary = pd.read_csv(tmp_path / "out/summary.csv", index_col=0)
     assert list(summary.index)[:3] == ["MSP", "EBO", "SCALE"]
     assert {"AdaSCALE-A", "AdaSCALE-L"} <= set(summary.index)
-    assert summary["near AUROC"].median() > 80
+    assert summary.loc[["AdaSCALE-A", "AdaSCALE-L", "EBO"], "near AUROC"].min() > 80
+    assert summary["near AUROC"].min() > 60  # LTS varies with the machine
     assert (tmp_path / "out/demo.png").stat().st_size > 10_000
     table = pd.read_csv(tmp_path / "out/ood/adascale.csv", index_col=0)
     assert list(table.index) == [
@@ -94,6 +96,11 @@ def test_an_image_goes_through_the_network_once(tmp_path, monkeypatch, capsys):
             assert rows["percentile_adascale"].between(60, 99).all()
 
 
-def test_the_default_device_does_not_matter():
-    with torch.device("meta"), demo._on_the_cpu():
-        assert torch.empty(0).device.type == "cpu"
+def test_the_default_device_does_not_matter(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "_run", lambda *args: torch.empty(0).device.type)
+    with torch.device("meta"):
+        assert demo.run(tmp_path) == "cpu"
+        _, data = demo.load_benchmark()
+        few = TensorDataset(*data[:70])
+        network = demo.train(few, epochs=1, progress=False)
+    assert {tensor.device.type for tensor in (*few.tensors, *network.parameters())} == {"cpu"}

@@ -10,7 +10,8 @@ from command_line import call
 from PIL import Image
 from processes import ROOT, free_port
 
-# What torchrun does, but for the processes of the group, which it starts anew and here are forked from it.
+# What torchrun does, but for the processes of the group, which it starts anew and here are forked from it, where
+# libraries bear that.
 TORCHRUN = """
 import sys
 from torch.distributed.launcher.api import elastic_launch
@@ -84,18 +85,13 @@ def test_a_killed_process(tmp_path):
 
     (tmp_path / "store of restarted").symlink_to(tmp_path / "store")
     (tmp_path / "store").mkdir()
-    options = [
-        "--nproc-per-node",
-        2,
-        "--max-restarts",
-        2,
-        "--master-port",
-        free_port(),
-        "--start-method",
-        "fork",
-    ]
+    options = ["--nproc-per-node", 2, "--max-restarts", 2, "--master-port", free_port()]
+    if quick_process.server():
+        torchrun = ["-c", TORCHRUN, *options, "--start-method", "fork", "openood_adascale"]
+    else:
+        torchrun = ["-m", "torch.distributed.run", *options, "-m", "openood_adascale"]
     done = quick_process.run(
-        ["-c", TORCHRUN, *options, "openood_adascale", *asked(tmp_path, "restarted")],
+        [*torchrun, *asked(tmp_path, "restarted")],
         cwd=ROOT, env={**alone, "OPENOOD_ADASCALE_TIMEOUT": "30"}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

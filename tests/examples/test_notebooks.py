@@ -1,4 +1,4 @@
-"""The notebooks in examples/, run from their first cell to their last, in an empty folder and with no names defined."""
+"""The notebooks in examples/, run from their first cell to their last, in an empty folder and with no names of another's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ BEGINNING = """
 import os, torch
 from openood_adascale import demo
 os.chdir({folder!r})
-demo.train = lambda data, progress: torch.load({trained!r}, weights_only=False)
+demo.train = lambda data, progress, load=torch.load: load({trained!r}, weights_only=False)
+del os, torch, demo
 """
 PICTURES = {"first_look": 3, "comparison": 1}
 

@@ -115,7 +115,7 @@ def told(tallies: dict[str, Tally], seed: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 1 where it found something."""
+    """The command; 1 where it found something, or ran nothing of a kind."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("--seed", type=int, default=0)
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = options.seconds if one or options.cases or options.seconds else 30
     tallies = fuzz(options.only, options.seed, seconds, 1 if one else options.cases, options.case or 0)
     print(told(tallies, options.seed))
-    return int(any(tally.findings for tally in tallies.values()))
+    return int(any(tally.findings or not tally.cases for tally in tallies.values()))
 
 
 if __name__ == "__main__":

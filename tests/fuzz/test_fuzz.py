@@ -5,17 +5,23 @@ import time
 
 import pytest
 import torch
-from fuzz.run import fuzz, told
+from fuzz.run import KINDS, fuzz, told
 from fuzz.watch import require, run_case
 
 from openood_adascale.detectors.adascale import AdaSCALESettings
 
+CASES = {"settings": 300, "scores": 30, "damaged": 30}
 
-@pytest.mark.parametrize(("kind", "cases"), [("settings", 300), ("scores", 30), ("damaged", 30)])
-def test_some_cases(kind, cases):
-    tallies = fuzz([kind], seed=0, seconds=None, cases=cases)
+
+def test_all_kinds_are_tried():
+    assert CASES.keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_some_cases(kind):
+    tallies = fuzz([kind], seed=0, seconds=None, cases=CASES[kind])
     assert not tallies[kind].findings, told(tallies, 0)
-    assert tallies[kind].cases == cases
+    assert tallies[kind].cases == CASES[kind]
 
 
 @pytest.mark.parametrize("kind", ["settings", "damaged"])

@@ -99,6 +99,7 @@ def check_pair(cards, found, one, other, most=8):
                         assert card.lines[at + 1].endswith(f"p = {p:.2f}")
 
 
+@pytest.mark.drawn
 def test_every_score_stands_beside_its_image(folder, tmp_path):
     found = results_of(folder)
     page = write(from_results(found), tmp_path)

@@ -27,6 +27,9 @@ from openood_adascale.evaluation.result import Result
 from openood_adascale.metrics import COLUMNS
 from openood_adascale.reporting import image_table
 
+COMPLAINTS = "error:.*(constrained_layout|Glyph)"
+DRAWN = [pytest.mark.drawn, pytest.mark.filterwarnings(COMPLAINTS)]
+
 
 @pytest.mark.drawn
 def test_names_from_files_are_only_text(tmp_path):
@@ -111,7 +114,7 @@ def test_names_of_images_sets_and_classes_are_only_text(tmp_path):
 
 
 @pytest.mark.drawn
-@pytest.mark.filterwarnings("error:.*(constrained_layout|Glyph)")
+@pytest.mark.filterwarnings(COMPLAINTS)
 @pytest.mark.skipif(os.name == "nt", reason="such names are not allowed there")
 def test_names_that_no_page_can_hold(tmp_path):
     """Invalid UTF-8, line ends and other control characters in file names are shown escaped."""
@@ -128,11 +131,10 @@ def test_names_that_no_page_can_hold(tmp_path):
     assert len(list((folder / "report").glob("scores_*.png"))) == 4
 
 
-@pytest.mark.filterwarnings("error:.*(constrained_layout|Glyph)")
 @pytest.mark.parametrize(
     "names",
     [("α", "β"), ("a b", "a_b", "a+b"), ("KNN", "knn"), ("Mine", "mine"), ("_", "__"), ("x_2", "x", "X"),
-     pytest.param(("日本", "中国"), marks=pytest.mark.drawn), ("..", "...")],
+     pytest.param(("日本", "中国"), marks=DRAWN), ("..", "...")],
 )  # fmt: skip
 def test_every_method_has_files_of_its_own(tmp_path, names):
     folder = tmp_path / RESNET50

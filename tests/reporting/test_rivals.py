@@ -184,6 +184,7 @@ def test_what_must_be_known_of_them_is_told():
         assert bool(rivals([measured()], (dataset, network), "ood").sheet) == (dataset == "imagenet")
 
 
+@pytest.mark.drawn
 def test_in_the_report_they_are_marked(tmp_path):
     folder = tmp_path / CIFAR10
     table = authors("cifar10", "resnet18_32x32", "AdaSCALE-A")
