@@ -53,8 +53,8 @@ def is_deterministic(dataset: Any, first: Any) -> bool:
     count = len(dataset)
     chosen = sorted({int(place) for place in np.linspace(0, count - 1, min(count, PROBED))})
     content = _content(dataset)
-    # Only the CPU's generator: torch.manual_seed would set those of the GPUs, too, which are not put back, and takes
-    # milliseconds where CUDA has not been used yet.
+    # Only the CPU's generator: torch.manual_seed would set those of the GPUs, too, which are not put back, and where
+    # CUDA has not been used yet it takes some hundred times as long.
     with undisturbed():
         for index in chosen:
             torch.default_generator.manual_seed(index)
