@@ -13,11 +13,10 @@ import torch
 from measure import BATCH, Table, quiet, side_by_side, told
 from torch import nn
 
-from openood_adascale import AdaSCALE, equations
-from openood_adascale.evidence.encode import Encoded
-from openood_adascale.evidence.evidence import Evidence
-from openood_adascale.evidence.head import Head
-from openood_adascale.evidence.plan import Perturbation
+from openood_adascale import AdaSCALE, functional
+from openood_adascale.features.head import LinearHead
+from openood_adascale.features.modes import WeightsVersion
+from openood_adascale.features.statistics import FeatureStatistics, Perturbation
 from openood_adascale.metrics import auroc
 
 
@@ -73,19 +72,19 @@ def outside_the_network(table: Table, repeats: int, device: torch.device) -> Non
     images = torch.randn(32, 3, 224, 224, device=device)
     gradient, activation = torch.randn_like(images), torch.randn(32, 2048, device=device).relu()
     perturbation = Perturbation("trivial", 0.05, 0.5)
-    head = Head(network.fc.weight.detach(), network.fc.bias.detach())
-    detector = AdaSCALE(network)
-    detector.state = torch.rand(5000, dtype=torch.float64).mul(100).sort().values
+    head = LinearHead(network.fc.weight.detach(), network.fc.bias.detach())
+    detector = AdaSCALE(network).set_state(torch.rand(5000, dtype=torch.float64).mul(100).sort().values)
     z = activation @ head.weight.T
-    encoded = Encoded(z, z.argmax(1), activation, {perturbation: activation + 0.1}, head)
+    features = (z, z.argmax(1), activation, {perturbation: activation + 0.1}, head)
 
     def plain() -> None:
         with torch.no_grad():
             network(images)
 
     def ours() -> None:
-        images + 0.5 * equations.perturbation_direction(gradient, 0.05, "trivial")
-        detector.judge(Evidence.of(encoded, detector.settings.plan()), detector.settings, detector.state)
+        images + 0.5 * functional.perturbation_direction(gradient, 0.05, "trivial")
+        statistics = FeatureStatistics.from_features(*features, detector.settings.request())
+        detector.score_statistics(statistics, detector.settings, detector.state)
 
     found = side_by_side({"plain": plain, "ours": ours}, repeats, device)
     share = 100 * found["ours"] / found["plain"]
@@ -94,6 +93,68 @@ def outside_the_network(table: Table, repeats: int, device: torch.device) -> Non
         f"{share:.2f} % of a forward pass ({1000 * found['ours']:.1f} ms)",
         "≤ 3 %",
         share <= 3,
+    )
+
+
+def tripwire(table: Table, repeats: int, device: torch.device) -> None:
+    """Measure the check for changed weights against a plain forward pass of 32 images."""
+    from torchvision.models import efficientnet_v2_l, resnet50
+
+    for name, make, side in (("ResNet-50", resnet50, 224), ("EfficientNetV2-L", efficientnet_v2_l, 480)):
+        network = make().eval().to(device)
+        images = torch.randn(32, 3, side, side, device=device)
+        version = WeightsVersion(network)
+
+        def plain(network: nn.Module = network, images: torch.Tensor = images) -> None:
+            with torch.no_grad():
+                network(images)
+
+        def check(network: nn.Module = network, version: WeightsVersion = version) -> None:
+            for _ in range(100):
+                version.holds(network)
+
+        passed = side_by_side({"plain": plain}, max(1, repeats // 2), device)["plain"]
+        checked = side_by_side({"check": check}, repeats, device)["check"]
+        share = checked / passed  # 100 checks, so in percent
+        table.add(
+            f"check for changed weights ({name}, {side}×{side}, batch 32)",
+            f"{share:.3f} % of a forward pass ({10 * checked:.2f} ms of {told(passed)})",
+            "≤ 0.5 %",
+            share <= 0.5,
+        )
+
+
+def parts_of_a_batch(table: Table, network: nn.Module, images: torch.Tensor, repeats: int) -> None:
+    """Name the parts of AdaSCALE's time for one batch beside its forward and backward passes."""
+    device = images.device
+    detector = AdaSCALE(network).fit([images[:100]], progress=False)
+    perturbation = detector.settings.perturbation
+
+    def passes() -> None:
+        features = detector.extractor.split
+        leaf = images.detach().requires_grad_(True)
+        logits = features(leaf).logits
+        torch.autograd.grad(logits.amax(1).sum(), leaf)
+        with torch.no_grad():
+            features(images)
+
+    features = detector.extractor.extract(images, [perturbation])
+    statistics = FeatureStatistics.from_features(*features, detector.settings.request())
+    gradient = torch.randn_like(images)
+    calls = {
+        "all": lambda: detector.score(images),
+        "passes": passes,
+        "direction": lambda: functional.perturbation_direction(gradient, 0.05, "trivial"),
+        "statistics": lambda: FeatureStatistics.from_features(*features, detector.settings.request()),
+        "scores": lambda: detector.score_statistics(statistics, detector.settings, detector.state),
+        "weights check": detector.require_fitted,
+    }
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    found = side_by_side(calls, repeats, device)
+    listed = ", ".join(f"{name} {told(found[name])}" for name in calls if name != "all")
+    table.add(
+        f"AdaSCALE on {len(images)} images (ResNet-18, 32×32), parts", f"{told(found['all'])}: {listed}"
     )
 
 
@@ -110,7 +171,7 @@ def factors(table: Table, repeats: int, device: torch.device) -> None:
 
         def ours(activation=activation, percentiles=percentiles) -> None:
             for _ in range(50):
-                equations.scaling_factor(activation, percentiles)
+                functional.scaling_factor(activation, percentiles)
 
         found = side_by_side({"fixed": fixed, "ours": ours}, max(repeats, 7), device)
         ratio = found["ours"] / found["fixed"]

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cache_rows import filling, kept_memory, passes
 from data import bench, images_of, runs
 from gpu_rows import on_a_gpu
 from measure import BATCH, Table, hardware, quiet
@@ -28,17 +29,18 @@ from network_rows import (
     factors,
     memory,
     outside_the_network,
+    parts_of_a_batch,
     peak_memory,
     scoring,
     their_postprocessor,
+    tripwire,
 )
-from process_rows import on_two_processes
-from search_rows import draw, evidence_size, many_candidates, whole_search
-from store_rows import comparison, filling, kept_memory, passes
+from ray_rows import on_two_workers
+from search_rows import draw, many_candidates, statistics_size, whole_search
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
-from openood_adascale.evidence.encode import fastest_precision
+from openood_adascale.features.extractor import fastest_precision
 
 HERE = Path(__file__).resolve().parent
 
@@ -135,6 +137,9 @@ def measure(on: Bench, table: Table) -> tuple[dict[int, float], dict[str, float]
     taken: dict[str, float] = {}
     if on.wanted("scoring"):
         scoring(table, on.network, on.batch, repeats, on.adascale_a())
+        parts_of_a_batch(table, on.network, on.batch, repeats)
+    if on.wanted("tripwire"):
+        tripwire(table, repeats, cpu)
     if on.wanted("outside"):
         outside_the_network(table, repeats, cpu)
     if on.wanted("factor"):
@@ -143,24 +148,22 @@ def measure(on: Bench, table: Table) -> tuple[dict[int, float], dict[str, float]
         memory(table, on.checkpoint)
     if on.wanted("agreement"):
         agreement(table, on.network, on.benchmark)
-    if on.wanted("evidence"):
-        evidence_size(table)
+    if on.wanted("statistics"):
+        statistics_size(table)
     if on.wanted("candidates"):
         whole = many_candidates(table, on.network, on.benchmark["val"], on.benchmark["ood_val"])
-    if on.wanted("store"):
+    if on.wanted("cache"):
         filling(table, on.network, on.everything, max(repeats, 5))
         passes(table, on.network, on.benchmark)
     if on.wanted("kept") and on.device.type == "cpu":
         kept_memory(table, repeats)
-    if on.wanted("processes") and on.device.type == "cpu":
-        on_two_processes(table, repeats)
+    if on.wanted("ray") and on.device.type == "cpu":
+        on_two_workers(table, repeats)
     if on.wanted("gpu") and on.device.type == "cuda":
         on_a_gpu(table, repeats, on.device, on.checkout is not None)
     if on.wanted("search") and on.checkout is not None:
         sizes = f"{on.options.val} + {on.options.ood_val}"
         taken = whole_search(table, on.network, on.data, sizes)
-    if on.wanted("comparison") and on.checkout is not None:
-        comparison(table, on.data, on.checkpoint, on.checkout)
     return whole, taken
 
 

@@ -1,6 +1,6 @@
-"""What an evaluation of many images costs: measured here per image, and multiplied.
+"""Estimate the cost of an evaluation of many images from the cost per image on this machine.
 
-    python benchmarks/scale.py [--network resnet50] [--processes 8] [--readers 16] [--forward-ms MS --adascale-ms MS]
+    python benchmarks/scale.py [--network resnet50] [--workers 8] [--readers 16] [--forward-ms MS --adascale-ms MS]
 
 Milliseconds per image of another machine, a GPU say, are taken as given. Prints Markdown.
 """
@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 
-from openood_adascale import MSP, AdaSCALE, using_store
+from openood_adascale import MSP, AdaSCALE, feature_cache
 from openood_adascale.memory import keep_memory
 
 IMAGENET = {
@@ -35,7 +35,7 @@ IMAGENET = {
     "10^9 images, scored by methods without perturbed images": (10**9, 0),
 }  # fmt: skip
 """Images that go through the network as they are, and those of which AdaSCALE takes perturbed ones, too."""
-STORED, WIDTH, CLASSES = 20_000, 2048, 1000
+CACHED, WIDTH, CLASSES = 20_000, 2048, 1000
 
 
 def decoding(repeats: int = 100) -> float:
@@ -81,23 +81,22 @@ class Wide(nn.Module):
         return self.fc(torch.relu(self.features(images.flatten(1))))
 
 
-def store() -> tuple[float, float, float]:
+def cache() -> tuple[float, float, float]:
     """Bytes, and milliseconds to write and to read, per image."""
     torch.manual_seed(0)
     network = Wide().eval()
-    loader = DataLoader(TensorDataset(torch.randn(STORED, 3, 2, 2), torch.zeros(STORED)), batch_size=200)
+    loader = DataLoader(TensorDataset(torch.randn(CACHED, 3, 2, 2), torch.zeros(CACHED)), batch_size=200)
 
     def seconds() -> float:
         start = time.perf_counter()
         quiet(lambda: MSP(network).predict_loader(loader, False))
         return time.perf_counter() - start
 
-    with using_store(False):
-        without = seconds()
-    with tempfile.TemporaryDirectory() as folder, using_store(folder):
+    without = seconds()
+    with tempfile.TemporaryDirectory() as folder, feature_cache(folder):
         writing, reading = seconds(), seconds()
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    return size / STORED, 1e3 * max(0.0, writing - without) / STORED, 1e3 * reading / STORED
+    return size / CACHED, 1e3 * max(0.0, writing - without) / CACHED, 1e3 * reading / CACHED
 
 
 def hours(milliseconds: float, count: int, shared_by: int) -> str:
@@ -109,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="resnet50", help="of torchvision's (default: %(default)s)")
     parser.add_argument(
-        "--processes", type=int, default=8, help="GPUs, or CPUs like this (default: %(default)s)"
+        "--workers", type=int, default=8, help="GPUs, or CPUs like this (default: %(default)s)"
     )
     parser.add_argument("--readers", type=int, default=16, help="cores that decode (default: %(default)s)")
     parser.add_argument("--forward-ms", type=float, help="of another machine, in place of what is measured")
@@ -119,7 +118,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_memory()
     decode = decoding()
-    size, write, read = store()
+    size, write, read = cache()
     forward, adascale = options.forward_ms, options.adascale_ms
     if forward is None or adascale is None:
         forward, adascale = passes(options.network, options.precision, device)
@@ -129,17 +128,17 @@ def main() -> None:
     print(f"| decoding a JPEG of 500 × 375 to 224 × 224, one core | {decode:.2f} ms |")
     print(f"| {options.network}, a plain pass | {forward:.2f} ms |")
     print(f"| {options.network}, AdaSCALE's passes | {adascale:.2f} ms |")
-    print(f"| store, D = {WIDTH:,}, float32: size | {size:,.0f} bytes |")
-    print(f"| store: writing it, reading it and scoring by MSP | {write:.3f} ms, {read:.3f} ms |\n")
+    print(f"| cache, D = {WIDTH:,}, float32: size | {size:,.0f} bytes |")
+    print(f"| cache: writing, reading and scoring by MSP | {write:.3f} ms, {read:.3f} ms |\n")
     print(
-        f"| what | network, {options.processes} of them (h) | decoding, {options.readers} cores (h) | store |"
+        f"| what | network, {options.workers} of them (h) | decoding, {options.readers} cores (h) | cache |"
     )
     print("|---|---|---|---|")
     for what, (plain, perturbed) in IMAGENET.items():
         network = hours(
             (forward * plain + adascale * perturbed) / (plain + perturbed),
             plain + perturbed,
-            options.processes,
+            options.workers,
         )
         bytes_kept = size * (plain + 2 * perturbed) / 1e9
         print(

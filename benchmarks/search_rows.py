@@ -18,15 +18,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from openood_adascale import AdaSCALE, using_store
+from openood_adascale import AdaSCALE
 from openood_adascale.detectors.adascale import AdaSCALESettings
 from openood_adascale.detectors.search import candidates
-from openood_adascale.evidence.collect import collect
-from openood_adascale.evidence.encode import Encoded
-from openood_adascale.evidence.evidence import Evidence
-from openood_adascale.evidence.head import Head
-from openood_adascale.evidence.plan import Plan
-from openood_adascale.evidence.reader import Reader
+from openood_adascale.features.collect import collect_statistics
+from openood_adascale.features.extractor import FeatureExtractor
+from openood_adascale.features.head import LinearHead
+from openood_adascale.features.statistics import FeatureRequest, FeatureStatistics
 
 HERE = Path(__file__).resolve().parent
 PERCENTILES = AdaSCALE.default_sweep["percentile_list"]
@@ -51,18 +49,19 @@ def many_candidates(
     for number, sweep in sweeps.items():
         detector = AdaSCALE(network)
         tried = candidates(detector.settings, sweep)
-        plan = Plan.union(settings.plan() for settings in tried)
+        request = FeatureRequest.union(settings.request() for settings in tried)
         start = time.perf_counter()
-        with using_store(False):  # the pass is part of what is measured
-            known, unknown = (
-                collect(Reader(network), loader, plan, detector.settings.execution, False).evidence
-                for loader in (val, ood_val)
-            )
+        id_val, ood = (
+            collect_statistics(
+                FeatureExtractor(network), loader, request, detector.settings.inference, False
+            ).statistics
+            for loader in (val, ood_val)
+        )
         passed = time.perf_counter() - start
         for settings in tqdm(tried, leave=False):
-            state = detector.learn(known, settings)
-            for evidence in (known, unknown):
-                detector.judge(evidence, settings, state)
+            state = detector.fit_state(id_val, settings)
+            for statistics in (id_val, ood):
+                detector.score_statistics(statistics, settings, state)
         # The pass is the same for all; its scatter between runs must not hide what the candidates add.
         taken[number] = (passed, time.perf_counter() - start - passed)
     one_pass = median(passed for passed, _ in taken.values())
@@ -78,23 +77,22 @@ def many_candidates(
     return whole
 
 
-def evidence_size(table: Table) -> None:
-    """Evidence of 50,000 images with D = 2,048 and C = 1,000 for the joint search."""
+def statistics_size(table: Table) -> None:
+    """Measure the feature statistics of 50,000 images with D = 2,048 and C = 1,000 for the joint search."""
     sweep = yaml.safe_load((HERE.parent / "configs/postprocessors/adascale_joint.yml").read_text())
     tried = candidates(AdaSCALESettings(), sweep["postprocessor"]["postprocessor_sweep"])
-    plan = Plan.union(settings.plan() for settings in tried)
-    head, parts = Head(torch.zeros(1000, 2048), torch.zeros(1000)), []
+    request = FeatureRequest.union(settings.request() for settings in tried)
+    head, parts = LinearHead(torch.zeros(1000, 2048), torch.zeros(1000)), []
     for _ in tqdm(range(50), leave=False):
         activation = torch.rand(1000, 2048)
-        perturbed = dict.fromkeys(plan.perturbations, activation)
+        perturbed = dict.fromkeys(request.perturbations, activation)
         z, prediction = torch.zeros(1000, 1000), torch.zeros(1000, dtype=torch.int64)
-        encoded = Encoded(z, prediction, activation, perturbed, head)
-        parts.append(Evidence.of(encoded, plan).cpu())
-    evidence = Evidence.cat(parts)
-    tensors = evidence.parts.values()
+        features = (z, prediction, activation, perturbed, head)
+        parts.append(FeatureStatistics.from_features(*features, request).cpu())
+    tensors = FeatureStatistics.cat(parts).parts.values()
     size = sum(t.numel() * t.element_size() for t in tensors) / 1e9
     table.add(
-        f"Evidence of 50,000 images, D = 2,048, C = 1,000, {len(tried)} candidates",
+        f"feature statistics of 50,000 images, D = 2,048, C = 1,000, {len(tried)} candidates",
         f"{size:.2f} GB",
         "≤ 2 GB",
         size <= 2,
@@ -106,7 +104,7 @@ def whole_search(table: Table, network: nn.Module, data: Path, sizes: str) -> di
     import openood
     from openood.evaluation_api import Evaluator
 
-    from openood_adascale.plugin.names import configs_root
+    from openood_adascale.plugin.import_hook import configs_root
 
     configs = Path(openood.__file__).parents[1] / "configs"
     taken, pickles = {}, {}

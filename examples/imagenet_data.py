@@ -102,7 +102,7 @@ def write(data):
         "val": write_list(data / "known_val.txt", validation),
         "ood_val": write_list(data / "textures_val.txt", unknown_images(data, TEXTURES, VALIDATION, 60)),
         "classes": (data / "classes.txt").as_posix(),
-        "store": (data / "store").as_posix(),
+        "cache_dir": (data / "features").as_posix(),
         "batch_size": 16,  # the command's 64 take 9 to 13 GB for the gradient
     }
     for split, sets in SETS.items():

@@ -11,8 +11,9 @@ import pandas as pd
 import yaml
 
 from openood_adascale import AdaSCALE, Benchmark, evaluate
-from openood_adascale.evaluation.reading import Reading
-from openood_adascale.evaluation.tables import save_csv
+from openood_adascale.data.labels import with_classes
+from openood_adascale.evaluation.own_images import ImageReader
+from openood_adascale.report.tables import save_csv
 
 SWEEP = {
     "percentile_list": AdaSCALE.default_sweep["percentile_list"],
@@ -25,10 +26,13 @@ SWEEP = {
 def benchmark_of(options, reading):
     """The loaders of an ``imagenet.yml``."""
     near, far = (
-        {name: reading.loader(name, where) for name, where in options[split].items()}
+        {name: reading.loader(name, reading.files(name, where)) for name, where in options[split].items()}
         for split in ("near", "far")
     )
-    known, val, ood_val = (reading.loader(name, options[name]) for name in ("id", "val", "ood_val"))
+    files = {name: reading.files(name, options[name]) for name in ("id", "val", "ood_val")}
+    # As the command does, so that its cached features are found.
+    files["id"] = with_classes(files["id"], reading.class_count(files["id"]), reading.loaded.classes)
+    known, val, ood_val = (reading.loader(name, found) for name, found in files.items())
     return Benchmark(known, near, far, val=val, ood_val=ood_val)
 
 
@@ -46,15 +50,15 @@ def main(words=None):
     parser.add_argument("--workers", type=int, default=2, metavar="N")
     chosen = parser.parse_args(words)
     options = yaml.safe_load((chosen.data / "imagenet.yml").read_text(encoding="utf-8"))
-    words = {"batch_size": options["batch_size"], **vars(chosen)}
-    reading = Reading(words, print)  # on a GPU, where there is one, as the command
+    words = {"batch_size": options["batch_size"], "classes": options["classes"], **vars(chosen)}
+    reading = ImageReader(words, print)  # on a GPU, where there is one, as the command
     benchmark = benchmark_of(options, reading)
     rows = {}
     for variant in "AL":
         for what, sweep in (("percentiles", None), ("all", SWEEP)):
             detector = AdaSCALE(reading.loaded.network, variant=variant)
             result = evaluate(
-                detector, benchmark, search=True, sweep=sweep, store=options["store"], progress=False
+                detector, benchmark, search=True, sweep=sweep, cache_dir=options["cache_dir"], progress=False
             )
             found = detector.settings
             rows[f"AdaSCALE-{variant}, {what}"] = {
@@ -62,7 +66,7 @@ def main(words=None):
                 "k1": found.k1,
                 "k2": found.k2,
                 "lmbda": found.lmbda,
-                "val": result.search.auroc.max(),
+                "val": result.search_results["auroc"].max(),
                 **{
                     name: "{:.1f}/{:.1f}".format(*result.table.loc[name, ["FPR@95", "AUROC"]])
                     for split in ("near", "far")

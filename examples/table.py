@@ -28,7 +28,7 @@ def read(run):
             table.loc["mean"] = table.mean()
             rows[method.label] = table.T
     if not rows:
-        raise SystemExit(f"{run}: no tables in {Path(run) / 'ood'}; is it what --out named?")
+        raise SystemExit(f"{run}: no tables in {Path(run) / 'ood'}; is it what --output named?")
     return pd.concat(rows)
 
 
@@ -52,6 +52,12 @@ def markdown(table):
     return "\n".join(lines)
 
 
+def read_images(run):
+    """The table of images of a run: images.parquet, or images.csv without pyarrow."""
+    parquet = Path(run) / "images.parquet"
+    return pd.read_parquet(parquet) if parquet.is_file() else pd.read_csv(Path(run) / "images.csv")
+
+
 def difference(runs, one, other):
     """FPR@95 and AUROC of one method minus another's, mean over OOD sets and runs: (3, 2), as measured and the ends of the
     95 % interval of a bootstrap that draws the images of each set anew, the same for all runs.
@@ -59,12 +65,12 @@ def difference(runs, one, other):
     Raises:
         SystemExit: the runs are not of the same images, or lack a method.
     """
-    tables = [pd.read_csv(Path(run) / "images.csv") for run in runs]
+    tables = [read_images(run) for run in runs]
     if any(not table[["set", "path"]].equals(tables[0][["set", "path"]]) for table in tables):
         raise SystemExit("--against: runs of the same images are needed")
     columns = [f"score_{name}" for name in (one, other)]
     if lacking := [name for name in columns if any(name not in table for table in tables)]:
-        raise SystemExit(f"--against: {', '.join(lacking)}: no such column in images.csv")
+        raise SystemExit(f"--against: {', '.join(lacking)}: no such column in the table of images")
     scores = np.stack([table[columns].to_numpy() for table in tables])  # (runs, images, 2)
     places = {name: np.flatnonzero(tables[0]["set"] == name) for name in tables[0]["set"].unique()}
 

@@ -1,7 +1,7 @@
-"""AdaSCALE (ICML 2026) as an OpenOOD plugin and on its own.
+"""AdaSCALE out-of-distribution detection (ICML 2026), on its own and as an OpenOOD plugin.
 
 Importing the package changes nothing in the process and imports neither torch nor OpenOOD; the names below are loaded
-when first used.
+on first use.
 """
 
 from __future__ import annotations
@@ -11,49 +11,53 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__ as __version__
 
-if TYPE_CHECKING:  # for those who only read; what there is, the registry says
+if TYPE_CHECKING:
     from .detectors.adascale import AdaSCALE as AdaSCALE
+    from .detectors.base import Detector as Detector
     from .detectors.bfact import BFAct as BFAct
     from .detectors.energy import Energy as Energy
     from .detectors.lts import LTS as LTS
     from .detectors.msp import MSP as MSP
     from .detectors.optfs import OptFS as OptFS
+    from .detectors.registry import load_detector as load_detector
     from .detectors.scale import SCALE as SCALE
     from .evaluation.benchmark import Benchmark as Benchmark
     from .evaluation.evaluate import evaluate as evaluate
-    from .evidence.sharing import using_store as using_store
+    from .features.cache import feature_cache as feature_cache
+    from .models.loading import load_network as load_network
     from .plugin.registration import register as register
     from .plugin.registration import register_dataset as register_dataset
     from .plugin.registration import unregister as unregister
 
-_NO_METHODS = {
+_MODULES = {
+    "AdaSCALE": "detectors.adascale",
+    "BFAct": "detectors.bfact",
     "Benchmark": "evaluation.benchmark",
+    "Detector": "detectors.base",
+    "Energy": "detectors.energy",
+    "LTS": "detectors.lts",
+    "MSP": "detectors.msp",
+    "OptFS": "detectors.optfs",
+    "SCALE": "detectors.scale",
     "evaluate": "evaluation.evaluate",
+    "feature_cache": "features.cache",
+    "load_detector": "detectors.registry",
+    "load_network": "models.loading",
     "register": "plugin.registration",
     "register_dataset": "plugin.registration",
     "unregister": "plugin.registration",
-    "using_store": "evidence.sharing",
 }
 
-
-def _lazy() -> dict[str, str]:
-    """The module of each name, the detectors of the registry among them; it is not read before someone asks."""
-    from .detectors.registry import METHODS
-
-    methods = (method.where.partition(":") for method in METHODS.values())
-    return {**{name: f"detectors.{module}" for module, _, name in methods}, **_NO_METHODS}
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__all__":
-        return sorted(["__version__", *_lazy()])
-    module = _lazy().get(name)
-    if module is None:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return sorted({*globals(), *__all__})

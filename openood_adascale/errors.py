@@ -1,5 +1,4 @@
-"""The exceptions of its own that the package raises to a caller. All but :class:`ProcessLost` are ValueErrors: an input, a
-setting or a file that cannot be used."""
+"""Exceptions of the package. Each names the setting or input, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -9,18 +8,23 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-_MOST = 1000  # of a value's parts, and characters, that an error shows
+_MOST = 1000  # parts and characters of a value that an error shows
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
 
 
 def shown(value: Any) -> str:
-    """``repr`` of any value, as far as a person would read it: a few lines of YAML can stand for a billion words."""
+    """Return ``repr(value)``, cut to what a person would read."""
     try:
         text = repr(value) if _few(value) else _SHORT.repr(value)
-    except Exception:  # an int of more digits than Python shows, or whatever repr it has
+    except Exception:  # an int with more digits than Python prints, or a broken __repr__
         text = object.__repr__(value)
     return text if len(text) <= _MOST else f"{text[: _MOST - 1]}…"
+
+
+def key_text(key: Any) -> str:
+    """Return the text by which an error names the key of a mapping."""
+    return str(key) if isinstance(key, str) else shown(key)
 
 
 def _few(value: Any) -> bool:
@@ -36,7 +40,13 @@ def _few(value: Any) -> bool:
 
 
 class SettingError(ValueError):
-    """A setting that is unknown or out of range; names it, its value and what is allowed."""
+    """An unknown or out-of-range setting.
+
+    Args:
+        name: Name of the setting.
+        value: Value that was given.
+        allowed: Description of the allowed values.
+    """
 
     def __init__(self, name: str, value: Any, allowed: str) -> None:
         super().__init__(f"{name}: {shown(value)} is not allowed; expected {allowed}")
@@ -46,87 +56,84 @@ class SettingError(ValueError):
         return SettingError, (self.name, self.value, self.allowed)
 
     def within(self, place: str) -> SettingError:
-        """The same, of a setting in a file or a section."""
+        """Return the same error for a setting inside the file or section ``place``."""
         return SettingError(f"{place}: {self.name}", self.value, self.allowed)
 
 
-class NotFinite(ValueError):
-    """NaN or infinity in images or activations; says of which."""
+class NotFittedError(RuntimeError):
+    """A detector that has not been fitted for its present network and settings."""
+
+
+class NotFiniteError(ValueError):
+    """NaN or infinity in images or activations.
+
+    Args:
+        what: Name of the tensor.
+        rows: Positions of the images in the batch or the loader.
+        names: File names of these images, if known.
+    """
 
     def __init__(self, what: str, rows: list[int], names: list[str] | None = None) -> None:
-        named = names or [str(row) for row in rows]
-        shown = ", ".join(named[:10]) + (", …" if len(named) > 10 else "")
-        places = "" if names else " (counted from 0)"
-        number = "" if names else "number "
-        super().__init__(f"{what}: NaN or infinity for {len(rows)} image(s), {number}{shown}{places}")
+        listed = names or [str(row) for row in rows]
+        text = ", ".join(listed[:10]) + (", …" if len(listed) > 10 else "")
+        places = text if names else f"number {text} (counted from 0)"
+        super().__init__(f"{what}: NaN or infinity for {len(rows)} image(s), {places}")
         self.what, self.rows, self.names = what, rows, names
-        """What is not finite; the images' places in the batch or the loader; and, where the loader tells them, files."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NotFinite, (self.what, self.rows, self.names)
+        return NotFiniteError, (self.what, self.rows, self.names)
 
-    def shifted(self, offset: int) -> NotFinite:
-        """The same, counted from ``offset`` images earlier."""
-        return NotFinite(self.what, [row + offset for row in self.rows], self.names)
+    def shifted(self, offset: int) -> NotFiniteError:
+        """Return the same error with rows counted from ``offset`` images earlier."""
+        return NotFiniteError(self.what, [row + offset for row in self.rows], self.names)
 
-    def located(self, offset: int, names: list[str]) -> NotFinite:
-        """The same for a batch that begins at ``offset`` in its loader and has images of these names, if any."""
+    def located(self, places: list[int], names: list[str]) -> NotFiniteError:
+        """Return the same error for a batch whose images have these places in the dataset and these files."""
         files = [names[row] for row in self.rows] if names else None
-        return NotFinite(self.what, [row + offset for row in self.rows], files)
+        return NotFiniteError(self.what, [places[row] for row in self.rows], files)
 
 
-class HeadMismatch(ValueError):
-    """The network's logits are not W a + b of the layer that seemed to be its linear head."""
+class HeadMismatchError(ValueError):
+    """Logits that are not W a + b of the layer found as the linear head."""
+
+
+class MissingFeatureError(ValueError):
+    """A feature statistic that the feature request did not include."""
+
+
+class CacheError(ValueError):
+    """A feature cache that cannot be read or written."""
 
 
 class ResultError(ValueError):
-    """A result file or a request that cannot be used; the message says which, where and what is expected."""
-
-
-class StoreError(ValueError):
-    """A store of activations that cannot be used, or has no room; the message says which and what to do."""
-
-
-class Changed(StoreError):
-    """A network or images that were changed while they were read; nothing of that pass is kept."""
+    """A result file that cannot be used; the message names the file and what is expected."""
 
 
 class DetectorFileError(ValueError):
-    """A detector's file that cannot be read or written, or is of something else; the message says which and what is
-    expected."""
+    """A saved detector that cannot be read, written or used with this network."""
 
 
 class ImageError(ValueError):
-    """An image file that cannot be read; says which and why."""
+    """An image file that cannot be read.
+
+    Args:
+        path: The file.
+        why: The reason.
+    """
 
     def __init__(self, path: str, why: str | None = None) -> None:
         if why is None:
-            path, why = _as_torch_hands_it_on(path)
+            path, why = _from_worker_traceback(path)
         super().__init__(f"{path!r}: {why}")
         self.path, self.why = path, why
-        """The file, and what is the matter with it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ImageError, (self.path, self.why)
 
 
-def _as_torch_hands_it_on(text: str) -> tuple[str, str]:
-    """Path and reason out of the one text, a worker's whole traceback, of which torch's DataLoader makes an error anew
-    in the process that reads its batches."""
+def _from_worker_traceback(text: str) -> tuple[str, str]:
+    """Return path and reason from the text that torch's DataLoader rebuilds a worker's exception from."""
     found = re.search(
         r"^\S*ImageError: ('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"): (.*)", text, re.MULTILINE | re.DOTALL
     )
     return (str(ast.literal_eval(found[1])), found[2].strip()) if found else ("", text)
-
-
-class CannotBeSent(ValueError):
-    """A network, a data set or a method that other processes cannot be given, or a process that is not like the others;
-    says which and why."""
-
-
-class ProcessLost(RuntimeError):
-    """A process of a group is gone, or does not answer; names it."""
-
-
-class Unavailable(ValueError):
-    """Evidence was asked for something that the plan it was made for does not have."""

@@ -1,7 +1,7 @@
-"""Memory of large tensors on a CPU, kept by the process rather than given back and zeroed again.
+"""Memory allocator settings for large tensors on a CPU.
 
-Under glibc a block of more than 32 MB at most comes from mmap and goes back to the kernel when it is freed, so that the
-output of every large layer is paged in and zeroed anew, in every pass.
+Under glibc blocks above 32 MB come from mmap and return to the kernel when they are freed, so the output of every large
+layer is paged in and zeroed again in every pass.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ _CHOSEN_BY = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
 def keep_memory() -> bool:
-    """Have glibc keep blocks of up to 256 MiB that are freed, for the rest of this process; whether it does.
+    """Tell glibc to keep freed blocks of up to 256 MiB for the rest of this process, and return True if it does.
 
-    The process then holds on to the most that it needed at once, and to the gaps between; :func:`give_back` lets go of
-    what is free. Does nothing where the C library is not glibc, or where the environment says how memory is to be handled
-    (``MALLOC_…_``, ``GLIBC_TUNABLES``) or by what (``LD_PRELOAD``).
+    The process then keeps its peak memory; :func:`give_back` releases what is free. Does nothing on other C libraries, or
+    if the environment configures the allocator (``MALLOC_…_``, ``GLIBC_TUNABLES``) or replaces it (``LD_PRELOAD``).
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -36,7 +35,7 @@ def keep_memory() -> bool:
 
 
 def give_back() -> None:
-    """Have glibc give the kernel back what is free: after a method that needed more than the next. Elsewhere nothing."""
+    """Return free memory to the kernel (glibc only), for example after a method that needs much memory."""
     if platform.libc_ver()[0] == "glibc":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

@@ -1,45 +1,82 @@
-"""FPR@95, AUROC, both AUPR and thresholds: the one place that knows them. Needs neither torch nor OpenOOD.
-
-scikit-learn is imported when a metric is asked for: scoring images needs none.
-"""
+"""Metrics of OOD detection: FPR@95, AUROC, AUPR and thresholds, as OpenOOD defines them."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 COLUMNS = ("FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC")
-"""The columns of OpenOOD's tables, all in percent."""
+"""Columns of OpenOOD's tables, in percent."""
 
 
-def roc(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ROC curve with OOD as the positive class: the shares (0 to 1) of ID and of OOD images flagged.
+def as_scores(name: str, scores: Any) -> np.ndarray:
+    """Return scores of any kind as (N,) float64.
 
     Args:
-        id_scores, ood_scores: 1-D, larger is more in-distribution.
+        name: Name in errors.
+        scores: (N,) numbers: an array of any dtype, a tensor on any device, or a list of either.
 
     Raises:
-        ValueError: an empty array, NaN or infinity; says on which side, and how many.
+        ValueError: Not one number per image.
     """
-    from sklearn import metrics
+    try:
+        if isinstance(scores, list | tuple):
+            scores = [float(score) for score in scores]
+        elif hasattr(scores, "detach"):  # a tensor; bfloat16 has no counterpart in NumPy
+            scores = scores.detach().cpu().double().numpy()
+        found = np.asarray(scores)
+        if found.dtype.kind == "c":
+            raise TypeError("complex numbers")
+        found = found.astype(np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(
+            f"{name}: {type(scores).__name__} is not allowed; expected (N,) numbers ({error})"
+        ) from error
+    if found.ndim != 1:
+        raise ValueError(f"{name}: shape {found.shape} is not allowed; expected (N,) numbers")
+    return found
 
-    # Here, where every metric passes by; scikit-learn's own words name neither side.
-    for name, values in (("id_scores", id_scores), ("ood_scores", ood_scores)):
+
+def _checked(id_scores: Any, ood_scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    found = []
+    for name, scores in (("id_scores", id_scores), ("ood_scores", ood_scores)):
+        values = as_scores(name, scores)
         if len(values) == 0:
-            raise ValueError(f"{name}: there are none; expected at least one")
+            raise ValueError(f"{name}: no scores; expected at least one")
         if bad := int(np.count_nonzero(~np.isfinite(values))):
             raise ValueError(
                 f"{name}: {bad} of {len(values)} values are NaN or infinite; expected finite numbers"
             )
+        found.append(values)
+    return found[0], found[1]
+
+
+def roc(id_scores: Any, ood_scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ROC curve with OOD as the positive class.
+
+    Args:
+        id_scores: (N,) scores of ID images, of any kind that :func:`as_scores` takes; larger is more in-distribution.
+        ood_scores: (M,) scores of OOD images.
+
+    Returns:
+        Shares, 0 to 1, of the ID and of the OOD images that are flagged, by descending threshold.
+
+    Raises:
+        ValueError: An empty array, NaN or infinity; names the side and the count.
+    """
+    from sklearn import metrics  # late, as scoring images does not need it
+
+    id_scores, ood_scores = _checked(id_scores, ood_scores)
     flagged_id, flagged_ood, _ = metrics.roc_curve(
         _is_ood(id_scores, ood_scores), -_all(id_scores, ood_scores)
     )
     return flagged_id, flagged_ood
 
 
-def fpr95_auroc(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[float, float]:
-    """FPR@95 and AUROC in percent; see :func:`ood_metrics`, also for what it raises."""
+def fpr95_auroc(id_scores: Any, ood_scores: Any) -> tuple[float, float]:
+    """Return FPR@95 and AUROC in percent; see :func:`ood_metrics`."""
     from sklearn import metrics
 
     flagged_id, flagged_ood = roc(id_scores, ood_scores)
@@ -47,28 +84,30 @@ def fpr95_auroc(id_scores: np.ndarray, ood_scores: np.ndarray) -> tuple[float, f
     return 100 * float(fpr95), 100 * float(metrics.auc(flagged_id, flagged_ood))
 
 
-def auroc(id_scores: np.ndarray, ood_scores: np.ndarray) -> float:
-    """AUROC in percent; raises as :func:`ood_metrics`."""
+def auroc(id_scores: Any, ood_scores: Any) -> float:
+    """Return the AUROC in percent; see :func:`ood_metrics`."""
     return fpr95_auroc(id_scores, ood_scores)[1]
 
 
-def ood_metrics(id_scores: np.ndarray, ood_scores: np.ndarray) -> dict[str, float]:
-    """FPR@95, AUROC, AUPR_IN and AUPR_OUT in percent, as OpenOOD's ``compute_all_metrics`` defines them.
+def ood_metrics(id_scores: Any, ood_scores: Any) -> dict[str, float]:
+    """Return FPR@95, AUROC, AUPR_IN and AUPR_OUT in percent, as OpenOOD's ``compute_all_metrics`` does.
 
-    OOD is the positive class: FPR@95 is the share of in-distribution images whose score is at or below the
-    threshold that catches 95 % of the OOD images. Both AUPR are areas by the trapezoidal rule.
+    OOD is the positive class: FPR@95 is the share of ID images whose score is at or below the threshold that catches
+    95 % of the OOD images. Both AUPR are areas by the trapezoidal rule.
 
     >>> ood_metrics(np.array([2.0, 3.0, 4.0, 5.0]), np.array([0.0, 1.0, 2.5]))["FPR@95"]
     25.0
 
     Args:
-        id_scores, ood_scores: 1-D, larger is more in-distribution.
+        id_scores: (N,) scores of ID images, of any kind that :func:`as_scores` takes; larger is more in-distribution.
+        ood_scores: (M,) scores of OOD images.
 
     Raises:
-        ValueError: an empty array, NaN or infinity; says on which side, and how many.
+        ValueError: An empty array, NaN or infinity; names the side and the count.
     """
     from sklearn import metrics
 
+    id_scores, ood_scores = _checked(id_scores, ood_scores)
     fpr95, area = fpr95_auroc(id_scores, ood_scores)
     scores, is_ood = _all(id_scores, ood_scores), _is_ood(id_scores, ood_scores)
     precision_in, recall_in, _ = metrics.precision_recall_curve(1 - is_ood, scores)
@@ -86,11 +125,11 @@ def _is_ood(id_scores: np.ndarray, ood_scores: np.ndarray) -> np.ndarray:
 
 
 def score_kept(ascending: np.ndarray, share: float) -> float:
-    """The largest of some scores that at least ``share`` of them reach: ``np.mean(scores >= found) >= share``.
+    """Return the largest score that at least ``share`` of the scores reach: ``np.mean(scores >= found) >= share``.
 
     Args:
-        ascending: (N,) the scores in ascending order, N > 0.
-        share: within (0, 1].
+        ascending: (N,) scores in ascending order, N > 0.
+        share: The share, in (0, 1].
     """
     count = len(ascending)
     kept = max(1, math.floor(share * count))

@@ -6,14 +6,17 @@ import contextlib
 import io
 import os
 import subprocess
-
-import quick_process
+import sys
 
 from openood_adascale.cli import main
 
 
 def call(*arguments, cwd=None, check=True, env=None):
-    return quick_process.run(["-m", "openood_adascale", *arguments], cwd, env, check=check)
+    command = [sys.executable, "-m", "openood_adascale", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
 
 
 def call_here(*arguments, cwd=None, check=True):

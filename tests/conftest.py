@@ -1,11 +1,14 @@
-"""What the tests share; nothing here needs OpenOOD. Imports little: the process that hands out the tests runs none."""
+"""Fixtures and hypothesis profiles of all tests; nothing here needs OpenOOD."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,13 +20,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each of the processes th
 # The networks of the tests are on the CPU, wherever they run; OpenOOD may be imported by any of them.
 os.environ["OPENOOD_DEVICE"] = "cpu"
 
-
-@pytest.fixture(autouse=True)
-def _nothing_shared() -> None:
-    """What an earlier test's pass has left in memory spares no later one's."""
-    from openood_adascale.evidence.sharing import forget
-
-    forget()
+_COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("quick", derandomize=True, max_examples=30, database=None, **_COMMON)
+# pytest -n0 --hypothesis-profile=long tests/detectors/test_settings.py
+settings.register_profile("long", max_examples=10_000, print_blob=True, **_COMMON)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +47,20 @@ def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def network() -> TinyNet:
+    return copy.deepcopy(_trained_network())
+
+
+@functools.cache
+def _trained_network() -> TinyNet:
     import torch
     from tiny import TinyNet
 
-    torch.manual_seed(0)
-    network = TinyNet()
-    with torch.no_grad():
-        for _ in range(20):  # batch statistics that differ from eval mode's
-            network.train()(torch.randn(16, 3, 8, 8) * 2 + 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = TinyNet()
+        with torch.no_grad():
+            for _ in range(20):  # batch statistics that differ from eval mode's
+                network.train()(torch.randn(16, 3, 8, 8) * 2 + 1)
     network.calls.clear()
     return network.eval()
 
@@ -76,10 +83,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """OpenOOD's scripts take minutes: first, so that at the end no process waits for another."""
     import torch
 
-    from openood_adascale.evidence.encode import has_float16
+    from openood_adascale.features.extractor import supports_float16
 
     items.sort(key=lambda item: "openood" not in item.path.parts)
-    if not has_float16(torch.device("cpu")):
+    if not supports_float16(torch.device("cpu")):
         lacking = pytest.mark.skip(reason=f"torch {torch.__version__} has no float16 on a CPU")
         for item in items:
             parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from own_data import picture
+from custom_datasets import picture
 from tiny import TinyNet, make_images, make_loader
 
 MOST = 4
@@ -107,7 +107,7 @@ def write_folders(place: Path) -> None:
 
 def write_published(place: Path) -> None:
     """A run whose figures are the authors' own."""
-    from result_files import RESNET50, authors, imagenet_csv
+    from report_files import RESNET50, authors, imagenet_csv
 
     imagenet_csv(place / "results" / RESNET50 / "ood" / "adascale.csv", authors())
 

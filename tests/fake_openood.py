@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
-import quick_process
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., subprocess.CompletedProcess]
@@ -124,7 +124,7 @@ assert evaluator.get_postprocessor is postprocessor.get_postprocessor
 assert not hasattr(postprocessor.get_postprocessor.__wrapped__, '__wrapped__')
 found = api.Evaluator('adascale').postprocessor
 assert type(found) is Ours
-assert found.yml_source == (os.path.abspath('configs'), 'adascale', 'cifar10')
+assert found.yaml_source == (os.path.abspath('configs'), 'adascale', 'cifar10')
 assert os.path.isfile(found.config), 'the packaged yml'
 assert not os.path.exists('configs'), 'written into the user\\'s tree'
 assert pp.get_postprocessor is pp.utils.get_postprocessor is openood.pipelines.get_postprocessor
@@ -154,20 +154,18 @@ def fake(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(fake: Path, tmp_path: Path) -> Run:
-    """Runs code in a process that finds the fake OpenOOD; fails with its stderr if it fails.
+    """Runs code in a fresh process that finds the fake OpenOOD; fails with its stderr if it fails."""
 
-    ``ordinary``: one that has nothing of torch in memory when it starts, unlike quick_process's.
-    """
-
-    def call(
-        *code: str, ours: bool = True, ordinary: bool = False, **variables: str
-    ) -> subprocess.CompletedProcess:
+    def call(*code: str, ours: bool = True, **variables: str) -> subprocess.CompletedProcess:
         path = os.pathsep.join([str(fake.parent), str(ROOT), os.environ.get("PYTHONPATH", "")])
         env = {k: v for k, v in os.environ.items() if not k.startswith("OPENOOD_")}
         script = tmp_path / "script.py"
         script.write_text("\n".join([OURS if ours else "", *map(dedent, code)]))
         env |= {"PYTHONPATH": path} | variables
-        done = quick_process.run([script], tmp_path, env, timeout=120, ordinary=ordinary)
+        command = [sys.executable, str(script)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, timeout=120, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done
 

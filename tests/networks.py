@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 from tiny import TinyNet
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 
 class ReturnFeature(TinyNet):
@@ -163,6 +164,17 @@ class Map(nn.Module):
 WITHOUT_HEAD = [Softmax, Cosine, Tuple, Map]
 
 
+def training_step(network, images):
+    """Step along the gradient, as ``torch.optim.SGD`` does, whose first step imports a compiler."""
+    network.train()(images).square().sum().backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(0.1 * parameter.grad)
+    network.zero_grad()
+    network.eval()
+
+
 # Heads that are no W a + b, though a linear layer's output is the network's.
 
 
@@ -214,6 +226,64 @@ def with_head(layer):
     return network.eval()
 
 
+# Heads that are W a + b, though W is no parameter of theirs.
+
+
+def trained(parameter):
+    """Multiply a parameter in place, as a training step does."""
+    with torch.no_grad():
+        parameter.mul_(1.5)
+
+
+def old_weight_norm():
+    head = nn.utils.weight_norm(nn.Linear(64, 5))
+    trained(head.weight_g)
+    return head
+
+
+def new_weight_norm():
+    head = parametrizations.weight_norm(nn.Linear(64, 5))
+    trained(head.parametrizations.weight.original0)
+    return head
+
+
+def old_spectral_norm():
+    head = nn.utils.spectral_norm(nn.Linear(64, 5))
+    trained(head.weight_orig)
+    return head
+
+
+def new_spectral_norm():
+    head = parametrizations.spectral_norm(nn.Linear(64, 5))
+    trained(head.parametrizations.weight.original)
+    return head
+
+
+def orthogonal():
+    return parametrizations.orthogonal(nn.Linear(64, 5))
+
+
+def pruned():
+    head = nn.Linear(64, 5)
+    prune.l1_unstructured(head, "weight", amount=0.5)
+    return head
+
+
+class FixedWeight(nn.Linear):
+    """As neural-collapse classifiers: the weight is a buffer."""
+
+    def __init__(self):
+        super().__init__(64, 5, bias=False)
+        weight = self.weight.detach().clone()
+        del self.weight
+        self.register_buffer("weight", weight)
+
+
+LINEAR_HEADS = [
+    old_weight_norm, new_weight_norm, old_spectral_norm, new_spectral_norm, orthogonal, pruned, FixedWeight,
+]  # fmt: skip
+
+
 NO_LINEAR_HEAD = [CosineLayer, Tempered, Adapter, FakeQuantised, IntegerWeight]
 
 
@@ -257,8 +327,7 @@ class Merging(TinyNet):
 
     def train(self, mode=True):
         if mode is self.merged:
-            with torch.no_grad():
-                self.fc.weight.add_(-self.delta if mode else self.delta)
+            self.fc.weight.data += -self.delta if mode else self.delta
             self.merged = not mode
         return super().train(mode)
 

@@ -178,6 +178,32 @@ def write_cifar10_benchmark(data: Path, splits: tuple[slice, slice, slice] = SPL
         save_images(images, data, "images_classic", name, [f"cifar10/test_{name}.txt"])
 
 
+def write_small_benchmark(data: Path, small: Path) -> None:
+    """The benchmark in `data`, with ten images of each class to learn from and few to judge."""
+    small.mkdir()
+    (small / "images_classic").symlink_to(data / "images_classic")
+    source, target = (root / "benchmark_imglist" / "cifar10" for root in (data, small))
+    target.mkdir(parents=True)
+    lines = {path.stem: path.read_text().splitlines() for path in source.glob("*.txt")}
+
+    def spread(name: str, n: int) -> list[str]:
+        return lines[name][:: len(lines[name]) // n][:n]
+
+    chosen = {name: spread(name, 4) for name in lines}
+    chosen |= {name: spread(name, 12) for name in ("val_cifar10", "test_cifar10", "val_tin")}
+    of_class: list[list[str]] = [[] for _ in range(10)]
+    for line in lines["train_cifar10"]:
+        of_class[int(line.split()[1])].append(line)
+    # The known digits are six classes only; class statistics need some image of each of the ten. The near sets are
+    # twelve images of each of the others.
+    unknown = lines["test_cifar100"] + lines["test_tin"]
+    for i in range(4):
+        of_class[6 + i] = [line.replace(" -1", f" {6 + i}") for line in unknown[i * 12 : (i + 1) * 12]]
+    chosen["train_cifar10"] = [line for of_one in of_class for line in of_one[:10]]
+    for name, some in chosen.items():
+        (target / f"{name}.txt").write_text("".join(f"{line}\n" for line in some))
+
+
 def write_imagenet_benchmark(data: Path) -> Images:
     """A tiny benchmark imagenet of photo patches; returns its training images."""
     store = "images_largescale"

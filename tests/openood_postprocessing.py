@@ -1,8 +1,7 @@
-"""A small network, ymls and loaders for the tests of our postprocessors in OpenOOD."""
+"""A small network, YAML files and loaders for the tests of our postprocessors in OpenOOD."""
 
 from __future__ import annotations
 
-import logging
 import pickle
 import weakref
 from pathlib import Path
@@ -28,10 +27,8 @@ def write_yml(folder: Path, name: str, packaged: Path, **changes) -> Path:
     return path
 
 
-# On a logger, since what a network's own code names is part of what the network is.
-logging.getLogger("networks").images = weakref.WeakKeyDictionary()
-
-
+seen_images: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""Number of images that each network was given."""
 LOOKED_AT = HEAD + 2
 """Images that go through a network with ``return_feature`` while its head is looked for."""
 
@@ -51,11 +48,11 @@ class SmallNet(torch.nn.Module):
     @property
     def images(self) -> int:
         """How many it was given."""
-        return logging.getLogger("networks").images.get(self, 0)
+        return seen_images.get(self, 0)
 
     @images.setter
     def images(self, count: int) -> None:
-        logging.getLogger("networks").images[self] = count
+        seen_images[self] = count
 
     def forward(self, images, return_feature=False):
         self.images += len(images)

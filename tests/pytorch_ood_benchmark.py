@@ -1,4 +1,4 @@
-"""A trained network, a benchmark of its images, and pytorch-ood's detectors on them by themselves. Needs no pytorch-ood."""
+"""A trained network and a benchmark of its images. Needs no pytorch-ood."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from openood_adascale import Benchmark
 
+IMAGES = {"train": 230, "val": 50, "ood_val": 50, "test": 60, "near": 40, "far": 40}
+
 
 def train():
-    """A network that has learnt five kinds of images, each of a mean of its own."""
+    """Return a network that has learned five kinds of images with different means, and these means."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         means = torch.randn(5, 3, 1, 1)
@@ -39,9 +41,8 @@ def loader_of(images, labels=None):
 
 
 def benchmark_of(means):
-    """Five kinds of images, and others."""
     images, labels = kinds(means, 200, 1)
-    # Some images are out-of-distribution, and say so.
+    # Some training images are OOD and labelled so.
     train = torch.cat([images, make_images(30, 20, shift=3)]), torch.cat([labels, torch.full((30,), -1)])
     return Benchmark(
         test=loader_of(*kinds(means, 60, 2)),
@@ -53,19 +54,19 @@ def benchmark_of(means):
     )
 
 
-def by_itself(detector, data, batch_size=16):
-    """A detector's scores on the test images, as its own documentation has it called; the sign turned round."""
+def scores_by_itself(detector, data, fit=True):
+    """Return a detector's scores on the test images as pytorch-ood itself computes them, with the sign turned round."""
     detector.to("cpu")
-    if detector.requires_fit:
+    if detector.requires_fit and fit:
         detector.fit(data.train)
     found = {}
     for name, loader in {"id": data.test, **data.near, **data.far}.items():
-        images = loader.dataset.tensors[0].split(batch_size)
+        images = loader.dataset.tensors[0].split(16)
         found[name] = -torch.cat([detector.predict(batch).detach() for batch in images]).double().numpy()
     return found
 
 
-def same_scores(got, want, rtol):
+def assert_same_scores(got, want, rtol):
     for name, scores in want.items():
         np.testing.assert_allclose(
             got[name], scores, rtol=rtol, atol=rtol * np.abs(scores).max(), err_msg=name

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from tiny import TinyNet
 from torch import Tensor, nn
@@ -11,25 +9,23 @@ from torch.utils.data import DataLoader, TensorDataset
 
 SEEN: list[int] = []
 """Sizes of the batches that went through any Net, also through its parts."""
-# On a logger, since what a network's own code names is part of what the network is.
-logging.getLogger("networks").batches = SEEN
 
 
 class Counter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
-        logging.getLogger("networks").batches.append(len(images))
+        SEEN.append(len(images))
         return images
 
 
-def passes(call):
-    """Images that went through the networks during a call."""
+def images_seen(call):
+    """Return the number of images that went through the networks during a call."""
     SEEN.clear()
     call()
     return sum(SEEN)
 
 
 class Net(TinyNet):
-    """With the parts that pytorch-ood's detectors are given."""
+    """With the parts that pytorch-ood's detectors take."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,15 +37,9 @@ class Net(TinyNet):
     def from_maps(self, maps: Tensor) -> Tensor:
         return self.fc(maps.flatten(1))
 
-    def early_maps(self, images: Tensor) -> Tensor:
-        return self.features[:6](images)
-
-    def from_early_maps(self, maps: Tensor) -> Tensor:
-        return self.fc(self.features[6:](maps))
-
 
 def known_and_unknown(known: Tensor, unknown: Tensor) -> DataLoader:
-    """Both in turn, the OOD images with labels below 0."""
+    """Return a loader of both in turn, the OOD images with labels below 0."""
     labels = torch.cat([torch.arange(len(known)) % 5, -1 - torch.arange(len(unknown)) % 3])
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     return DataLoader(TensorDataset(torch.cat([known, unknown])[order], labels[order]), batch_size=16)

@@ -1,9 +1,9 @@
-"""AdaSCALE in NumPy float64, one image at a time, straight from the equations. Slow and independent."""
+"""Every method in NumPy float64, one image at a time, straight from the papers. Slow and independent."""
 
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 from scipy.stats import ecdf
 
 
@@ -75,3 +75,54 @@ def scores(
         [scaled_logits(row, weight, bias, r_row, variant) for row, r_row in zip(a, r, strict=True)]
     )
     return logsumexp(logits, axis=1), r, logits.argmax(1)
+
+
+# Baselines. All of them take (N, D) activations, the head, and their paper's hyperparameters.
+
+
+def logits(a: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    return a @ weight.T + bias
+
+
+def msp(a: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    return softmax(logits(a, weight, bias), axis=1).max(1)
+
+
+def energy(a: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    return logsumexp(logits(a, weight, bias), axis=1)
+
+
+def scale(a: np.ndarray, weight: np.ndarray, bias: np.ndarray, percentile: float) -> np.ndarray:
+    rows = [scaled_logits(row, weight, bias, factor(row, percentile), "A") for row in a]
+    return logsumexp(np.stack(rows), axis=1)
+
+
+def lts(a: np.ndarray, weight: np.ndarray, bias: np.ndarray, percentile: float) -> np.ndarray:
+    rows = [scaled_logits(row, weight, bias, factor(row, percentile), "L") for row in a]
+    return logsumexp(np.stack(rows), axis=1)
+
+
+def bfact(a: np.ndarray, weight: np.ndarray, bias: np.ndarray, cutoff: float, order: float) -> np.ndarray:
+    return energy(a / np.sqrt(1 + (np.abs(a) / abs(cutoff)) ** (2 * order)), weight, bias)
+
+
+def optfs_theta(a: np.ndarray, weight: np.ndarray, bias: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """θ of the bins between ``edges``, from (N, D) training activations."""
+    importance = np.zeros(len(edges) - 1)
+    for row in a:
+        contribution = weight[np.argmax(weight @ row + bias)] * row
+        for k in range(len(importance)):
+            importance[k] += contribution[(row >= edges[k]) & (row < edges[k + 1])].sum() / len(a)
+    return 1000 * importance / np.sqrt((importance**2).sum())
+
+
+def optfs(
+    a: np.ndarray, weight: np.ndarray, bias: np.ndarray, edges: np.ndarray, theta: np.ndarray, score: str
+) -> np.ndarray:
+    shaped = np.zeros_like(a)
+    for k in range(len(theta)):
+        inside = (a >= edges[k]) & (a < edges[k + 1])
+        shaped[inside] = theta[k] * a[inside]
+    if score == "energy":
+        return energy(shaped, weight, bias)
+    return (weight[logits(a, weight, bias).argmax(1)] * shaped).sum(1)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-
-import openood_postprocessing  # noqa: F401  (which has networks counted)
 import torch
+from openood_postprocessing import seen_images
 from torch import nn
 from torch.utils.data import DataLoader
 
 from openood_adascale import Benchmark
-from openood_adascale.evaluation.folders import find_images
-from openood_adascale.evaluation.transforms import transform_for
+from openood_adascale.data.files import find_images
+from openood_adascale.models.transforms import transform_for
 
 BATCH = 64
 TRANSFORM = "size=32,resize=32,mean=0.5,std=0.25"
 
 
 def count_images(network, count):
-    seen = logging.getLogger("networks").images  # where a network's code may keep something; see SmallNet
-    seen[network] = seen.get(network, 0) + count
+    seen_images[network] = seen_images.get(network, 0) + count
 
 
 class Plain(nn.Module):

@@ -1,4 +1,4 @@
-"""On a GPU: the numbers of the CPU, a memory that really is too small, and processes with a GPU each."""
+"""On a GPU: the scores of the CPU, moved networks, saved detectors, and a memory that really is too small."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from processes import run
 from tiny import TinyNet, make_images, make_loader
 from torch import nn
 
-from openood_adascale import MSP, AdaSCALE, Benchmark, evaluate
+from openood_adascale import MSP, AdaSCALE, Benchmark, evaluate, feature_cache, load_detector
 from openood_adascale.detectors.registry import METHODS
+from openood_adascale.errors import NotFittedError
 
 GPUS = torch.cuda.device_count()
 pytestmark = [
@@ -41,7 +41,7 @@ def benchmark():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_scores_are_those_of_the_cpu(network, name):
+def test_scores_equal_those_of_the_cpu(network, name):
     method = METHODS[name]
     scores = {}
     for device in ("cpu", DEVICE):
@@ -50,12 +50,48 @@ def test_scores_are_those_of_the_cpu(network, name):
         detector.fit(make_loader(make_images(90, 4)), progress=False)
         found = detector.score(make_images(40, 7, shift=0.3).to(device))
         assert found.device.type == device
+        net.to({"cpu": DEVICE, DEVICE: "cpu"}[device])  # a moved network stays fitted
+        moved = detector.score(make_images(40, 7, shift=0.3)).cpu()
+        torch.testing.assert_close(moved, found.cpu(), rtol=1e-3, atol=1e-3)
+        net.to(device)
         assert {p.device.type for p in net.parameters()} == {device}
         scores[device] = found.cpu()
     torch.testing.assert_close(scores[DEVICE], scores["cpu"], rtol=1e-3, atol=1e-3)
 
 
-def test_an_evaluation_with_a_search(network):
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_detector_loads_on_the_other_device(network, tmp_path, name):
+    method = METHODS[name]
+    detector = method.detector(network, **method.defaults)
+    detector.fit(make_loader(make_images(90, 4)), progress=False).save(tmp_path / "d")
+    images = make_images(40, 7)
+    found = load_detector(tmp_path / "d", copy.deepcopy(network).to(DEVICE)).score(images)
+    torch.testing.assert_close(found.cpu(), detector.score(images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["buffer", "parameter"])
+def test_changed_weights_on_a_gpu_need_another_fit(network, kind):
+    detector = AdaSCALE(network).fit([make_images(40, 4)])
+    net = network.to(DEVICE)
+    tensor = net.features[1].running_mean if kind == "buffer" else net.fc.weight
+    with torch.no_grad():
+        tensor.add_(0.1)
+    with pytest.raises(NotFittedError):
+        detector.score(make_images(4, 7))
+
+
+def test_features_are_cached_per_device(network, tmp_path):
+    loader, found = make_loader(make_images(40, 4)), []
+    for device in ("cpu", DEVICE, DEVICE):
+        net = copy.deepcopy(network).to(device)
+        with feature_cache(tmp_path):
+            found.append(MSP(net).predict_loader(loader, progress=False)[1])
+        assert bool(net.calls) == (len(found) < 3)
+    np.testing.assert_array_equal(found[1], found[2])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
+
+
+def test_evaluation_equals_that_of_the_cpu(network):
     tables = {}
     for device in ("cpu", DEVICE):
         net = copy.deepcopy(network).to(device)
@@ -67,7 +103,7 @@ def test_an_evaluation_with_a_search(network):
     np.testing.assert_allclose(tables[DEVICE], tables["cpu"], atol=3.0)  # an image of 25 is 4 points
 
 
-def test_the_random_state_stays(network):
+def test_random_state_of_the_gpu_stays(network):
     torch.cuda.manual_seed(5)
     before = torch.cuda.get_rng_state()
     evaluate(AdaSCALE(network.to(DEVICE)), benchmark(), progress=False)
@@ -75,7 +111,7 @@ def test_the_random_state_stays(network):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "auto"])
-def test_half_precision(network, precision):
+def test_half_precision_is_close(network, precision):
     net = network.to(DEVICE)
     images = make_images(40, 7).to(DEVICE)
     expected, found = (
@@ -101,7 +137,7 @@ class Watching(nn.Module):
     ("precision", "pixels", "want"),
     [("bfloat16", "random", True), ("bfloat16", "trivial", False), ("float32", "random", True)],
 )
-def test_how_images_lie_in_memory(precision, pixels, want):
+def test_memory_format_is_the_faster_one(precision, pixels, want):
     network = Watching().eval().to(DEVICE)
     network.net.lain = []
     AdaSCALE(network, precision=precision, pixels=pixels).fit([make_images(20, 1)], progress=False)
@@ -120,7 +156,7 @@ class Roomy(nn.Module):
         return self.fc(torch.relu(wide.unflatten(1, (16, -1)).mean(2) + images.flatten(1)[:, :16]))
 
 
-def test_a_batch_that_does_not_fit_is_split():
+def test_batch_that_does_not_fit_is_halved():
     torch.manual_seed(0)
     net = Roomy().eval().to(DEVICE)
     images = make_images(64, 3)
@@ -130,7 +166,7 @@ def test_a_batch_that_does_not_fit_is_split():
     torch.cuda.set_per_process_memory_fraction(min(1.0, 1.5 * 2**30 / total))  # 64 images want 4 GiB
     try:
         detector = MSP(net)
-        with pytest.warns(UserWarning, match="are too many"):
+        with pytest.warns(UserWarning, match="do not fit the memory"):
             found = detector.score(images.to(DEVICE))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -140,40 +176,3 @@ def test_a_batch_that_does_not_fit_is_split():
         torch.cuda.empty_cache()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(found, again)
-
-
-def test_the_batch_that_pays_is_found(network):
-    net = network.to(DEVICE)
-    images = make_images(64, 3).to(DEVICE)
-    expected, found = (
-        AdaSCALE(net, batch=b).fit([images], progress=False).score(images) for b in ("loader", "auto")
-    )
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-SCRIPT = """
-import os, torch, torch.distributed as dist
-from tiny import TinyNet, make_images, make_loader
-from openood_adascale import AdaSCALE, Benchmark, evaluate
-from openood_adascale.distributed.start import launched
-rank = 0
-if launched():
-    rank = int(os.environ["RANK"])
-    torch.cuda.set_device(rank)
-    dist.init_process_group("nccl")
-torch.manual_seed(0)
-net = TinyNet().eval().to("cuda")
-loaders = [make_loader(make_images(count, seed), 8) for seed, count in enumerate((70, 33, 25, 90, 40))]
-data = Benchmark(loaders[0], {"n": loaders[1]}, {"f": loaders[2]}, loaders[3], loaders[4])
-result = evaluate(AdaSCALE(net), data, progress=False, store=False)
-if rank == 0:
-    print([scores.tolist() for scores in result.scores.values()])
-"""
-
-
-@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
-def test_two_gpus(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    alone, together = (run(count, [script]).splitlines()[-1] for count in (1, 2))
-    assert alone == together

@@ -1,13 +1,25 @@
-"""Large blocks of memory are kept: fewer page faults, and no more memory than was needed at once."""
+"""Allocator settings for large tensors: fewer page faults, and no more memory than was needed at once."""
 
 import os
 import platform
+import subprocess
+import sys
 
 import pytest
-import quick_process
 
 from openood_adascale import memory
 from openood_adascale.memory import keep_memory
+
+
+def _python(code, *arguments):
+    """Run Python with glibc's defaults."""
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=clean, check=True, capture_output=True, text=True
+    )
+
 
 MEASURE = """
 import resource, sys, torch
@@ -22,13 +34,9 @@ print(usage.ru_minflt, usage.ru_maxrss)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is about glibc's malloc")
-def test_faults_and_memory():
-    clean = {
-        k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))
-    }
-
+def test_keep_memory_saves_page_faults_and_no_memory_is_lost():
     def measured(word):
-        done = quick_process.run(["-c", MEASURE, word], env=clean, check=True)
+        done = _python(MEASURE, word)
         return map(int, done.stdout.split())
 
     faults, most = measured("do not")
@@ -54,26 +62,23 @@ print(before - resident())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is about glibc's malloc")
-def test_what_is_free_can_be_given_back():
-    clean = {
-        k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))
-    }
-    done = quick_process.run(["-c", GIVEN_BACK], env=clean, check=True)
+def test_give_back_returns_free_memory():
+    done = _python(GIVEN_BACK)
     assert int(done.stdout) > 150_000  # kB
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"])
-def test_what_the_user_chose_is_left_alone(monkeypatch, name):
+def test_allocator_of_the_user_is_left_alone(monkeypatch, name):
     monkeypatch.setenv(name, "something")
     assert keep_memory() is False
 
 
-def test_elsewhere_it_does_nothing(monkeypatch):
+def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
     assert keep_memory() is False
 
 
-def test_a_library_without_mallopt(monkeypatch):
+def test_library_without_mallopt_is_left_alone(monkeypatch):
     class Without:
         def __init__(self, name):
             pass

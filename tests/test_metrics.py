@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from openood_adascale.metrics import COLUMNS, auroc, fpr95_auroc, ood_metrics, roc
 
 
-def test_metrics_have_openoods_meaning():
+def test_metrics_equal_their_definitions():
     rng = np.random.default_rng(0)
     inside, outside = rng.normal(1, 1, 1000), rng.normal(0, 1, 400)
     fpr, area = fpr95_auroc(inside, outside)
@@ -21,7 +21,7 @@ def test_metrics_have_openoods_meaning():
 
 @pytest.mark.parametrize("metric", [roc, auroc, fpr95_auroc, ood_metrics])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_not_finite_are_counted_and_named(metric, bad):
+def test_scores_that_are_not_finite_are_counted(metric, bad):
     good, one, two = np.arange(4.0), np.array([bad, 1, 2], "float32"), np.array([bad, 0, bad])
     with pytest.raises(ValueError, match=r"^id_scores: 1 of 3 values are NaN or infinite; expected finite"):
         metric(one, good)
@@ -30,12 +30,12 @@ def test_scores_that_are_not_finite_are_counted_and_named(metric, bad):
 
 
 @pytest.mark.parametrize("metric", [roc, auroc, fpr95_auroc, ood_metrics])
-def test_no_scores_are_named(metric):
-    with pytest.raises(ValueError, match=r"^id_scores: there are none; expected"):
+def test_missing_scores_are_named(metric):
+    with pytest.raises(ValueError, match=r"^id_scores: no scores; expected"):
         metric(np.array([]), np.arange(4.0))
-    with pytest.raises(ValueError, match=r"^ood_scores: there are none; expected"):
+    with pytest.raises(ValueError, match=r"^ood_scores: no scores; expected"):
         metric(np.arange(4.0), np.array([]))
 
 
-def test_the_columns_are_openoods():
+def test_columns_are_those_of_openood():
     assert COLUMNS == ("FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC")

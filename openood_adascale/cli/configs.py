@@ -1,19 +1,27 @@
-"""``openood-adascale configs``: where the packaged yml files lie."""
+"""``openood-adascale configs``: paths of the packaged YAML files."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from ..plugin.names import configs_root
+from .options import describe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It has no options."""
+    """Add the command's options, of which there are none."""
+    describe(
+        parser,
+        "Print the folder of the packaged YAML files, for OpenOOD's main.py --config, and each file.",
+        "openood-adascale configs | head -1",
+    )
 
 
 def execute(options: argparse.Namespace) -> int:
     """Print the folder and its files."""
-    folder = configs_root() / "postprocessors"
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"  # in a checkout it lies beside the package
+    folder = (installed if installed.is_dir() else package.parent / "configs") / "postprocessors"
     print(folder)
     for path in sorted(folder.glob("*.yml")):
         print(path)

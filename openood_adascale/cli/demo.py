@@ -5,31 +5,42 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..plugin.process import keep_memory, say_done
-from .output import complain
+from .options import describe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its options."""
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("adascale-demo"), help="folder (default: %(default)s)"
+    """Add the command's options."""
+    describe(
+        parser,
+        "Train a small network on rendered letters, search and evaluate every method on other "
+        "characters and on photos, and write a report. Needs the extra plots; downloads nothing.",
+        "openood-adascale demo -o adascale-demo",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    add = parser.add_argument
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        default=Path("adascale-demo"),
+        help="folder (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="seed of data and training (default: %(default)s)")
+    add(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print the table of each method (default: one short table)",
+    )
+    add("-q", "--quiet", action="store_true", help="hide progress bars (default: shown in a terminal)")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; 2 where Matplotlib is missing."""
-    try:
-        from ..reporting.pictures import style  # noqa: F401  (before all that takes seconds to import)
-    except ImportError as error:
-        if error.name != "matplotlib":
-            raise
-        complain(f"error: {error}")
-        return 2
-    from ..demo import run
+    """Run the demo."""
+    from ..demo.run import run
+    from ..plugin.import_hook import keep_memory
+    from ..report import render  # noqa: F401  (raises at once if the extra is missing)
 
-    if keep_memory() and not options.quiet:
-        say_done("freed memory is kept for the next batch", "memory")
-    run(options.output, options.seed, progress=False if options.quiet else None)
+    keep_memory()
+    run(options.output, options.seed, False if options.quiet else None, options.verbose)
     return 0

@@ -1,4 +1,4 @@
-"""``openood-adascale doctor``: what is installed and found here, a line each, for a bug report."""
+"""``openood-adascale doctor``: print versions, devices and settings for a bug report."""
 
 from __future__ import annotations
 
@@ -18,32 +18,35 @@ from pathlib import Path
 from types import ModuleType
 
 from .. import __version__
-from ..errors import StoreError
-from ..plugin.checkout import ROOT
+from ..errors import CacheError
+from .options import describe
 
 NEEDED = ("torch", "numpy", "pandas", "scikit-learn", "pyyaml", "safetensors", "tqdm")
 OPTIONAL = ("torchvision", "timm", "pillow", "matplotlib", "pytorch-ood")
 _PREFIX = "openood-adascale: "
+ROOT = "OPENOOD_ROOT"
 _OURS = (
     "OPENOOD_",
     "TORCH_DEVICE_BACKEND_AUTOLOAD",
     "MALLOC_",
     "GLIBC_TUNABLES",
     "OMP_NUM_THREADS",
-    "WORLD_SIZE",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its options: none."""
-    parser.description = (
-        "What is installed, on which device and in which precision a network would run, whether OpenOOD is found and what "
-        "this package changes in it, and what the store holds. Reads no image and changes nothing."
+    """Add the command's options, of which there are none."""
+    describe(
+        parser,
+        "Print versions, devices and their precision, the OpenOOD that is found and the changes that "
+        "this package makes to it, and the size of the feature cache. Reads no image and changes "
+        "nothing. Exit status: 0, 1 if something that is installed does not work.",
+        "openood-adascale doctor",
     )
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print the lines; 1 where something that is there does not work."""
+    """Print the lines; 1 if something that is installed does not work."""
     works = True
     for name, told in _lines():
         print(f"{name:<14} {told}")
@@ -59,14 +62,14 @@ def _lines() -> Iterator[tuple[str, str]]:
     said = io.StringIO()
     with contextlib.redirect_stderr(
         said
-    ):  # of what importing OpenOOD brings, this package's own lines are shown below
+    ):  # of the lines that importing OpenOOD prints, this package's are shown below
         yield from _device()
         with _looking_here():
             yield from _openood()
     for line in said.getvalue().splitlines():
         if line.startswith(_PREFIX):
             yield "changed", line.removeprefix(_PREFIX)
-    yield "store", _store()
+    yield "cache", _cache()
     for name, value in sorted(os.environ.items()):
         if name.startswith(_OURS):
             yield "environment", f"{name}={value}"
@@ -83,7 +86,7 @@ def _device() -> Iterator[tuple[str, str]]:
     try:
         import torch
 
-        from ..evidence.encode import fastest_precision
+        from ..features.extractor import fastest_precision
 
         kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
         precision = {kind: fastest_precision(torch.device(kind)) for kind in kinds}
@@ -103,7 +106,7 @@ def _device() -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _looking_here() -> Iterator[None]:
-    """OpenOOD is found where a script in this folder would find it, or by ``OPENOOD_ROOT``, as ``evaluate`` does."""
+    """Find OpenOOD as a script in this folder would, or by ``OPENOOD_ROOT``, as ``evaluate`` does."""
     before = list(sys.path)
     for place in filter(None, [os.environ.get(ROOT, "").strip(), os.getcwd()]):
         if (Path(place).expanduser() / "openood" / "evaluation_api").is_dir():
@@ -123,8 +126,7 @@ def _openood() -> Iterator[tuple[str, str]]:
     if spec is None:
         yield (
             "OpenOOD",
-            "not found: it is neither here nor in a folder of sys.path; run this in its checkout, or have OPENOOD_ROOT "
-            "name one",
+            "not found: neither here nor in sys.path; run this in its checkout, or set OPENOOD_ROOT",
         )
         return
     root = Path(spec.origin or next(iter(spec.submodule_search_locations or ["."]))).resolve().parent
@@ -143,43 +145,40 @@ def _openood() -> Iterator[tuple[str, str]]:
 
 
 def _entered(module: ModuleType) -> str:
-    from ..plugin.names import postprocessor_methods
-    from ..plugin.process import VARIABLE, switched_off
+    from ..plugin.config import postprocessor_methods
+    from ..plugin.import_hook import VARIABLE, switched_off
 
     ours = [name for name, method in postprocessor_methods().items() if name == method.name]
     entered = [name for name in ours if name in module.postprocessors]
     if not entered:
         why = f"{VARIABLE}={os.environ[VARIABLE]}" if switched_off("register") else "see the lines below"
-        return f"none of this package's is entered ({why})"
+        return f"none of this package's is registered ({why})"
     return f"{len(module.postprocessors)} by name, of this package: {', '.join(entered)}"
 
 
 def _commit(root: Path) -> str:
     git = partial(subprocess.run, capture_output=True, text=True, timeout=20, check=False)
-    place = ["git", "--no-optional-locks", "-C", str(root)]  # which leaves its index as it is
+    place = ["git", "--no-optional-locks", "-C", str(root)]  # its index stays as it is
     try:
         done = git([*place, "log", "-1", "--format=%h of %cs"])
         changed = git([*place, "status", "--porcelain", "-uno"])
     except (OSError, subprocess.TimeoutExpired):
-        return "no git to tell the commit"
+        return "git is not installed"
     if done.returncode:
-        return "no git checkout"
+        return "not a git checkout"
     return f"commit {done.stdout.strip()}" + (", with changes" if changed.stdout.strip() else ", untouched")
 
 
-def _store() -> str:
-    from ..evidence.disk import open_store, readable
-    from ..evidence.sharing import OFF, VARIABLE
+def _cache() -> str:
+    from ..features.cache import VARIABLE, open_cache, readable
 
     folder = os.environ.get(VARIABLE, "").strip()
     if not folder:
-        return f"none on disk ({VARIABLE} names none): a process shares what it has in memory"
-    if folder.lower() in OFF:
-        return "off"
+        return f"none (${VARIABLE} is not set)"
     if not Path(folder).exists():
         return f"{folder}: not there yet"
     try:
-        entries = list(open_store(folder))
-    except StoreError as error:
+        entries = open_cache(folder).entries()
+    except CacheError as error:
         return f"FAILS: {error}"
     return f"{folder}: {len(entries)} entries, {readable(sum(entry.size for entry in entries))}"

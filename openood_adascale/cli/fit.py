@@ -1,50 +1,61 @@
-"""``openood-adascale fit``: a detector for any network, from folders of its images, as a file."""
+"""``openood-adascale fit``: fit a detector for any network on folders of images."""
 
 from __future__ import annotations
 
 import argparse
 
-from .options import add_network, add_precision, add_reading
-from .output import complain
+from .options import add_classes, add_network, add_precision, add_ray, add_reading, describe, require
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its options."""
-    parser.description = (
-        "Fit a detector on in-distribution validation images; with --ood-val, search its settings."
+    """Add the command's options."""
+    describe(
+        parser,
+        "Fit a detector on ID validation images and write it to a file. With --ood-val its "
+        "hyperparameters are searched.",
+        "openood-adascale fit --network file.py:network --val images/val \\\n"
+        "      --ood-val images/ood-val -o detector.safetensors",
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("images").add_argument
+    add("--val", metavar="DIR", help="ID validation images: folder, image list (.txt) or CSV (required)")
+    add("--ood-val", metavar="DIR", help="OOD validation images for a search (default: no search)")
+    add(
+        "--train",
+        metavar="DIR",
+        help="ID training images, for methods that are fitted on them (default: --val)",
+    )
+    add_classes(parser, "--val")
     add_network(parser)
-    add("--method", metavar="NAME", default="adascale", help="one of this package's (default: %(default)s)")
+    add = parser.add_argument_group("method").add_argument
+    add(
+        "--method",
+        metavar="NAME",
+        default="adascale",
+        help="method, as in evaluate --methods (default: %(default)s)",
+    )
     add(
         "--set",
         metavar="NAME=VALUE",
         nargs="+",
         action="extend",
-        help="settings, such as percentile=[80,85] k1=2",
+        help="settings, such as percentile=[80,85] k1=2 fit_split=val (default: the method's own)",
     )
-    add("--val", metavar="DIR", required=True, help="in-distribution validation images")
-    add("--ood-val", metavar="DIR", help="OOD validation images, for a search")
-    add("--train", metavar="DIR", help="training images; methods that learn from them take --val without it")
     add(
-        "--labels",
-        metavar="HOW",
-        help="folders: each class of --val in a folder of its own, by which it is called",
+        "-o", "--output", metavar="FILE", help="file of the detector, such as detector.safetensors (required)"
     )
-    add("-o", "--out", metavar="FILE", required=True, help="the detector, such as detector.safetensors")
     add_precision(parser)
-    add_reading(parser)
+    add_reading(
+        parser, "leave out images that cannot be read; reads each once more (default: they are errors)"
+    )
+    add_ray(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; 2 where an option, an image or a file cannot be used."""
+    """Fit and save the detector."""
+    require(vars(options), "network", "val", "output")
     from ..evaluation.scoring import fit_folders  # imports torch
-    from ..plugin.process import keep_memory
+    from ..plugin.import_hook import keep_memory
 
     keep_memory()
-    try:
-        fit_folders(vars(options), print)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        complain(f"openood-adascale fit: {error}")
-        return 2
+    fit_folders(vars(options), print)
     return 0

@@ -1,23 +1,28 @@
-"""Standard output that may lack letters, or readers; and what is said beside it."""
+"""Standard output and standard error of commands."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..reporting.text import shown
+_LONGEST = 1000
 
 
-class ClosedEarly(Exception):
-    """Nobody reads standard output any more."""
+class ClosedEarlyError(Exception):
+    """Standard output was closed by its reader."""
 
 
 @contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Letters that standard output's encoding lacks are escaped; that ``| head`` has seen enough is no error."""
+    """Escape letters that standard output's encoding lacks, and accept that ``| head`` closes it.
+
+    Raises:
+        ClosedEarlyError: Standard output was closed.
+    """
     stdout = sys.stdout
     errors = stdout.errors if isinstance(stdout, io.TextIOWrapper) else None
     if isinstance(stdout, io.TextIOWrapper):
@@ -29,7 +34,7 @@ def forgiving_output() -> Iterator[None]:
             if stdout is not None:
                 stdout.flush()
     except BrokenPipeError:
-        # What is still in the buffer has to go somewhere when Python flushes at its end ("Note on SIGPIPE").
+        # The rest of the buffer has to go somewhere when Python flushes at its end ("Note on SIGPIPE").
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -37,12 +42,32 @@ def forgiving_output() -> Iterator[None]:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, stream.fileno())
                 os.close(nowhere)
-        raise ClosedEarly from None
+        raise ClosedEarlyError from None
     finally:
         if isinstance(stdout, io.TextIOWrapper):
             stdout.reconfigure(errors=errors)
 
 
 def complain(message: str) -> None:
-    """To standard error, with nothing in it that a terminal would obey."""
-    print(shown(message), file=sys.stderr)
+    """Print a line to standard error, without control characters."""
+    if sys.stderr is not None:
+        print(printable(message), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Escape control characters and invalid UTF-8."""
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+        else char
+        for char in text
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error in one line; of a process that reads images, its last one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("Original Traceback" in line for line in lines):
+        lines = lines[-1:]
+    text = " ".join(lines) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -1,16 +1,22 @@
-"""``openood-adascale presets``: the paper's settings that are ready to run."""
+"""``openood-adascale presets``: the paper's hyperparameters."""
 
 from __future__ import annotations
 
 import argparse
 
 from ..published.presets import presets
+from .options import describe
 
 _COLUMNS = ["name", "variant", "dataset", "network", "percentiles", "k1", "k2", "o", "source"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It has no options."""
+    """Add the command's options, of which there are none."""
+    describe(
+        parser,
+        "List the paper's hyperparameters that are packaged, by the names for OpenOOD's --postprocessor NAME.",
+        "openood-adascale presets | grep resnet50",
+    )
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -5,68 +5,58 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import SettingError, StoreError
+from ..errors import SettingError
 from ..plugin.registration import register
-from .output import complain
+from .options import add_ray, chosen_pool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its options."""
+    """Add the command's options."""
     parser.description = (
-        "For torch before 2.5, where TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set, for eval_ood.py with a data set of one's own "
-        "(OPENOOD_ADASCALE_DATASETS=FILE.yml, --id-data NAME), and for many postprocessors at once: the network then runs "
-        "over an image once for all of them that need nothing of it but its activation."
+        "Run a script of OpenOOD with this package registered: with torch before 2.5, with "
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=0, or for many postprocessors at once, which share the network's forward passes."
+    )
+    parser.epilog = (
+        "Example: openood-adascale run --postprocessors msp,react,adascale scripts/eval_ood.py "
+        "--root results/cifar10_resnet18_32x32_base_e100_lr0.1_default --save-csv"
     )
     parser.add_argument(
         "--postprocessors",
         metavar="NAMES",
-        help="run the script once for each of these, in one process, and print a table of all: names of OpenOOD's and "
-        "this package's, separated by commas, or all",
+        help="run the script once for each of these names, separated by commas, in one process, and print a table of all; "
+        "'all': this package's and OpenOOD's that need features only (default: run the script once)",
     )
     parser.add_argument(
-        "--store",
+        "--cache-dir",
         metavar="DIR",
-        help="keep the images' activations in this folder; OPENOOD_ADASCALE_STORE without this",
+        help="directory of cached features (default: OPENOOD_ADASCALE_CACHE_DIR; without it, --postprocessors uses a "
+        "temporary directory, and a single run caches nothing)",
     )
-    parser.add_argument("script", help="for example scripts/eval_ood.py or main.py")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own")
+    add_ray(parser)
+    parser.add_argument("script", help="script to run, for example scripts/eval_ood.py or main.py")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run the script as ``python SCRIPT ARGS…`` would; 2 where it is not there, 1 where a postprocessor failed."""
+    """Run the script and return the exit status: 1 if a postprocessor failed.
+
+    Raises:
+        SettingError: No such script, or an option that cannot be used.
+        CacheError: The cache cannot be used.
+    """
     script = Path(options.script)
     if not script.is_file():
-        complain(f"openood-adascale run: {options.script!r} is not a file; expected a Python script")
-        return 2
+        raise SettingError("script", options.script, "a Python script that exists")
     register()
-    if options.store is None and options.postprocessors is None:
-        from ..plugin.script import ready_to_run
+    from ..features.cache import feature_cache  # imports torch
+    from ..plugin.run_many import chosen_names, run_many, run_script, summary
 
-        try:
-            run = ready_to_run(script, options.arguments)
-        except SettingError as error:
-            complain(f"openood-adascale run: {error}")
-            return 2
-        run()
+    if options.postprocessors is None:
+        with chosen_pool(options), feature_cache(options.cache_dir):
+            run_script(script, options.arguments)
         return 0
-    return _with_store(options, script)
-
-
-def _with_store(options: argparse.Namespace, script: Path) -> int:
-    # Late, since they import torch.
-    from ..evidence.sharing import is_chosen, using_store
-    from ..plugin import comparison
-    from ..plugin import script as scripts
-
-    try:
-        with using_store(options.store or (None if is_chosen() else True)):
-            if options.postprocessors is None:
-                scripts.run_script(script, options.arguments)
-                return 0
-            names = comparison.chosen(options.postprocessors)
-            outcomes = comparison.compare(script, options.arguments, names)
-    except (SettingError, StoreError) as error:
-        complain(f"openood-adascale run: {error}")
-        return 2
-    print(comparison.summary(outcomes))
-    return int(any(outcome.error or not outcome.metrics for outcome in outcomes))
+    names = chosen_names(options.postprocessors)
+    with chosen_pool(options):
+        outcomes = run_many(script, options.arguments, names, options.cache_dir)
+    print(summary(outcomes))
+    return int(any(outcome.failed for outcome in outcomes))

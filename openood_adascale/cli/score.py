@@ -1,87 +1,117 @@
-"""``openood-adascale score``: images scored with a detector from a file."""
+"""``openood-adascale score``: score images with a fitted detector."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
-from ..files import replacing
-from .options import add_network, add_reading
+from ..errors import SettingError
+from .options import add_network, add_ray, add_reading, describe, require
 from .output import complain
-
-if TYPE_CHECKING:
-    from ..evaluation.scoring import Scored
-
-COLUMNS = ("path", "prediction", "class", "score", "ood")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Its options."""
-    parser.description = (
-        "Writes a CSV: path, predicted class, its name where it is known, score (larger is more in-distribution), and "
-        "whether the image is out of distribution at the threshold that keeps --tpr of the validation images."
+    """Add the command's options."""
+    describe(
+        parser,
+        "Score images and write a row for each: path, predicted class and its name, score (larger is "
+        "more in-distribution), and 1 in the column ood if the score is below the threshold. An "
+        "interrupted run with -o goes on if the same command is given again. Images that cannot be "
+        "read are listed at the end. Exit status: 0, 1 if some images could not be read (0 with "
+        "--skip-broken), 2 if nothing could be done.",
+        "openood-adascale score detector.safetensors new/ \\\n      --network file.py:network -o scores.csv",
     )
     add = parser.add_argument
-    add("detector", metavar="DETECTOR", help="a file of openood-adascale fit or detector.save")
-    add("paths", metavar="PATH", nargs="+", help="images, folders of images, or lists of them (.txt, .csv)")
-    add("-o", "--out", metavar="FILE.csv", help="where to; standard output without this")
+    add("detector", metavar="DETECTOR", help="file of openood-adascale fit or detector.save (required)")
+    add(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="images, folders of them, image lists (.txt) or CSVs; or Parquet files, WebDataset shards (.tar) or URLs "
+        "(s3://bucket/path), with a folder as --output (required)",
+    )
+    add = parser.add_argument_group("output").add_argument
+    add(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="output file (default: standard output); a folder of Parquet files for Parquet, shards and URLs",
+    )
+    add(
+        "--format",
+        metavar="NAME",
+        help="csv, jsonl or parquet (default: that of the output's name, else csv)",
+    )
     add(
         "--tpr",
         type=float,
         default=0.95,
-        help="share of the validation images that is kept (default: %(default)s)",
+        help="share of the ID validation images above the threshold, in (0, 1] (default: %(default)s)",
     )
-    add_network(parser)
-    add_reading(parser)
+    add(
+        "--image-column",
+        metavar="NAME",
+        default="image",
+        help="column of Parquet files (default: %(default)s)",
+    )
+    add_network(parser, required=False)
+    add_reading(parser, "exit with 0 although images cannot be read (default: exit with 1)")
+    add_ray(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; 2 where an option, an image or a file cannot be used."""
-    from ..evaluation.scoring import Scoring  # imports torch
-    from ..evidence.sharing import using_store
-    from ..plugin.process import keep_memory
+    """Score the images; 1 if some could not be read."""
+    from ..evaluation.bulk import is_bulk
+    from ..evaluation.scoring import FORMATS, Scorer  # imports torch
+    from ..plugin.import_hook import keep_memory
 
     keep_memory()
+    bulk = [is_bulk(path) for path in options.paths]
+    if any(bulk):
+        return _score_bulk(options, all(bulk))
+    ending = (options.output or "").rpartition(".")[2].lower()
+    form = options.format or (ending if ending in FORMATS else "csv")
     try:
-        scoring = Scoring(options.detector, vars(options), complain)
-        with using_store(options.store), _opened(options.out) as file:
-            counted, found = _write(file, scoring.scored(options.paths, options.tpr))
-    except BrokenPipeError:  # | head has seen enough
-        raise
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        complain(f"openood-adascale score: {error}")
-        return 2
+        scorer = Scorer(options.detector, vars(options), complain)
+        found = scorer.score(options.paths, options.tpr, options.output, form, sys.stdout)
+    except KeyboardInterrupt:
+        go_on = f"; the same command goes on from {options.output}.partial" if options.output else ""
+        complain(f"openood-adascale score: interrupted{go_on}")
+        return 130
     complain(
-        f"{found} of {counted} images are out of distribution" + (f"; {options.out}" if options.out else "")
+        f"{found.ood} of {found.counted} images are OOD" + (f"; {options.output}" if options.output else "")
     )
-    return 0
+    if found.broken:
+        complain(f"{len(found.broken)} images could not be read:")
+        for path, why in found.broken:
+            complain(f"  {path}: {why}")
+    return int(bool(found.broken) and not options.skip_broken)
 
 
-def _write(file: IO[str], rows: Iterable[Scored]) -> tuple[int, int]:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    counted = found = 0
-    for row in rows:
-        writer.writerow([row.path, row.prediction, row.name, repr(row.score), int(row.ood)])
-        counted, found = counted + 1, found + row.ood
-    return counted, found
+def _score_bulk(options: argparse.Namespace, all_bulk: bool) -> int:
+    """Score Parquet files, shards or URLs; 1 if some images could not be read."""
+    from ..evaluation.bulk import score_dataset
 
-
-@contextmanager
-def _opened(path: str | None) -> Iterator[IO[str]]:
-    """A file that is there only when it is whole; or standard output."""
-    if path is None:
-        yield sys.stdout
-        return
-    place = Path(path)
-    # Names that are no text in UTF-8 are kept as they are.
-    with (
-        replacing(place) as beside,
-        beside.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        yield file
+    if not all_bulk:
+        raise SettingError(
+            "PATH", options.paths, "only Parquet files, shards and URLs together, or none of them"
+        )
+    require(vars(options), "output")
+    if options.format not in (None, "parquet"):
+        raise SettingError("--format", options.format, "parquet for Parquet files, shards and URLs")
+    given = {name: getattr(options, name) for name in ("network", "weights", "transform", "device")}
+    found = score_dataset(
+        options.detector,
+        options.paths,
+        options.output,
+        image_column=options.image_column,
+        tpr=options.tpr,
+        batch_size=options.batch_size or 64,
+        progress=False if options.quiet else None,
+        **given,
+    )
+    complain(
+        f"{found.ood} of {found.images} images are OOD; {found.errors} could not be read; "
+        f"{options.output}: {found.parts} files, {found.new_parts} of them new"
+    )
+    return int(bool(found.errors) and not options.skip_broken)

@@ -1,1 +1,1 @@
-"""The methods: what each learns and how it judges, a file per method, all listed in :mod:`.registry`."""
+"""OOD detectors: a base class, and a file for each method. :mod:`.registry` lists them."""

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
-from .. import equations
-from ..evidence.evidence import Evidence
-from ..evidence.plan import Perturbation, Plan
-from .learning import LearningDetector
+from .. import functional
+from ..features.statistics import FeatureRequest, FeatureStatistics, Perturbation
+from .base import FittedDetector
 from .settings import Settings, number_within, one_of, percentile_pair, whole_number
 
 
 @dataclass(frozen=True)
 class AdaSCALESettings(Settings):
-    """AdaSCALE's hyperparameters, named as the paper names them.
+    """Settings of AdaSCALE, named as in the paper; see :class:`AdaSCALE`.
 
     >>> AdaSCALESettings(percentile=[60, 85]).replace(variant="L").percentile
     (60.0, 85.0)
@@ -28,36 +27,26 @@ class AdaSCALESettings(Settings):
     openood_adascale.errors.SettingError: k1: 0 is not allowed; expected a number in (0, 100]
 
     Raises:
-        SettingError: a value out of range, when made.
+        SettingError: A value is out of range.
     """
 
-    only_judge: ClassVar[frozenset[str]] = frozenset({"variant", "percentile"})
+    score_only: ClassVar[frozenset[str]] = frozenset({"variant", "percentile"})
 
     variant: str = "A"
-    """``A`` scales the activation by exp(r), ``L`` the logits by r²."""
     percentile: tuple[float, float] = (80.0, 85.0)
-    """(p_min, p_max) in percent, 0 < p_min <= p_max < 100."""
     k1: float = 1.0
-    """Percent of the activations, the largest, in Q; in (0, 100]."""
     k2: float = 5.0
-    """Percent of the activations, the largest, in C_o; in (0, 100]."""
     lmbda: float = 10.0
-    """λ >= 0 of Q' = λ·Q + C_o."""
     o: float = 0.05
-    """Fraction of the channel values that are perturbed, in (0, 1]."""
     epsilon: float = 0.5
-    """ε > 0, how far they move, in units of the normalised image."""
     pixels: str = "trivial"
-    """Which: ``trivial`` (smallest gradient), ``salient`` (largest), ``random`` (drawn by the seed), ``all``."""
     num_samples: int | None = None
-    """How many of the validation images enter the CDF; None is all."""
     seed: int = 0
-    """Of the choice of ``num_samples`` images and of ``random`` pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set("variant", one_of("variant", self.variant, equations.VARIANTS))
-        self._set("pixels", one_of("pixels", self.pixels, equations.PIXELS))
+        self._set("variant", one_of("variant", self.variant, functional.VARIANTS))
+        self._set("pixels", one_of("pixels", self.pixels, functional.PIXELS))
         self._set("percentile", percentile_pair("percentile", self.percentile))
         self._set("k1", number_within("k1", self.k1, 0, 100, brackets="(]"))
         self._set("k2", number_within("k2", self.k2, 0, 100, brackets="(]"))
@@ -70,48 +59,72 @@ class AdaSCALESettings(Settings):
 
     @property
     def perturbation(self) -> Perturbation:
-        """The part of the settings that needs a pass of its own."""
+        """Perturbation of the images, the part of the settings that needs forward passes of its own."""
         return Perturbation(self.pixels, self.o, self.epsilon, self.seed)
 
-    def plan(self) -> Plan:
-        return Plan(self.percentile, (self.k1,), (self.k2,), (self.perturbation,))
+    @override
+    def request(self) -> FeatureRequest:
+        return FeatureRequest(self.percentile, (self.k1,), (self.k2,), (self.perturbation,))
 
-    def learnt_with(self) -> dict[str, Any]:
-        learnt = super().learnt_with()
-        # What a setting does not enter must not ask for another fit.
+    @override
+    def fit_settings(self) -> dict[str, Any]:
+        found = super().fit_settings()
+        # Settings without effect must not ask for another fit.
         if self.pixels == "all":
-            del learnt["o"]
+            del found["o"]
         if self.pixels != "random" and self.num_samples is None:
-            del learnt["seed"]
-        return learnt
+            del found["seed"]
+        return found
 
-    def warn_if_doubtful(self) -> bool:
-        """OpenOOD's own yml files name k1 and k2 the other way round; warn where that seems to be the case."""
+    @override
+    def doubts(self) -> list[str]:
+        found = super().doubts()
         if self.k1 > self.k2:
-            warnings.warn(
+            found.append(
                 f"k1 = {self.k1:g} is larger than k2 = {self.k2:g}. Here k1 belongs to the shift Q and k2 to the "
                 "correction C_o, as in the paper (1 and 5). OpenOOD's adascale_a.yml and adascale_l.yml name them "
-                "the other way round: exchange the two if these settings come from there",
-                UserWarning,
-                stacklevel=3,
+                "the other way round: exchange the two if these settings come from there"
             )
-        return self.k1 > self.k2
+        return found
 
 
-class AdaSCALE(LearningDetector[AdaSCALESettings, Tensor]):
+class AdaSCALE(FittedDetector[AdaSCALESettings, Tensor]):
     """AdaSCALE (Algorithm 1 of the paper), variants A and L.
+
+    Each image is perturbed a little. The shift of its strongest activations, compared with those of ID validation images,
+    sets a percentile of its own, at which activations (A) or logits (L) are scaled before the energy is taken.
 
     >>> detector = AdaSCALE(network, variant="A", percentile=(80, 85)).fit(val_loader)
     >>> scores = detector.score(images)                                  # larger is more in-distribution
-    >>> unknown = detector.is_ood(images, tpr=0.95)                      # of (N,) images, as bool
-    >>> found = detector.search(val_loader, ood_val_loader)              # one pass; then fitted with the best
-    >>> len(found.table), found.settings == detector.settings
+    >>> ood = detector.is_ood(images, tpr=0.95)                          # (N,) bool
+    >>> found = detector.search(val_loader, ood_val_loader)              # one pass; then fitted with the best settings
+    >>> len(found.results), found.best_settings == detector.settings
     (36, True)
     >>> detector.save("detector.safetensors")
     >>> AdaSCALE.load("detector.safetensors", network).state.equal(detector.state)
     True
 
-    Its :attr:`state` is the sorted Q' of the validation images, (n_val,) float64.
+    The fitted :attr:`state` is the sorted Q' of the validation images, (n_val,) float64.
+
+    Args:
+        network: Classifier that returns (B, C) logits and ends in a linear layer.
+        variant: ``"A"`` scales the activation by exp(r), ``"L"`` the logits by r².
+        percentile: (p_min, p_max) in percent, 0 < p_min <= p_max < 100.
+        k1: Percentage of the activations, the largest ones, in the shift Q; in (0, 100].
+        k2: Percentage of the activations, the largest ones, in the correction C_o; in (0, 100].
+        lmbda: λ >= 0 in Q' = λ·Q + C_o.
+        o: Fraction of the channel values that are perturbed, in (0, 1].
+        epsilon: Step size ε > 0 in units of the normalised image.
+        pixels: Perturbed channel values: ``"trivial"`` (smallest gradient), ``"salient"`` (largest), ``"random"`` (pixels
+            and signs drawn from the seed, no gradient) or ``"all"``.
+        num_samples: Number of validation images in the CDF (default: all).
+        seed: Seed of the choice of ``num_samples`` images and of ``random`` pixels.
+        precision: See :class:`~.settings.Settings`.
+        memory_format: See :class:`~.settings.Settings`.
+        forward_batch_size: See :class:`~.settings.Settings`.
+
+    Raises:
+        SettingError: A setting is out of range.
     """
 
     settings_class = AdaSCALESettings
@@ -124,39 +137,89 @@ class AdaSCALE(LearningDetector[AdaSCALESettings, Tensor]):
         ]
     }
 
-    def learn(self, evidence: Evidence, settings: AdaSCALESettings) -> Tensor:
-        """Sorted Q' of ``num_samples`` of the images: the CDF F (eq. of the adaptive percentile)."""
-        values = _oodness(evidence, settings)
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        variant: str = "A",
+        percentile: tuple[float, float] = (80.0, 85.0),
+        k1: float = 1.0,
+        k2: float = 5.0,
+        lmbda: float = 10.0,
+        o: float = 0.05,
+        epsilon: float = 0.5,
+        pixels: str = "trivial",
+        num_samples: int | None = None,
+        seed: int = 0,
+        precision: str = "float32",
+        memory_format: str = "auto",
+        forward_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            network,
+            variant=variant,
+            percentile=percentile,
+            k1=k1,
+            k2=k2,
+            lmbda=lmbda,
+            o=o,
+            epsilon=epsilon,
+            pixels=pixels,
+            num_samples=num_samples,
+            seed=seed,
+            precision=precision,
+            memory_format=memory_format,
+            forward_batch_size=forward_batch_size,
+        )
+
+    def fit_state(self, statistics: FeatureStatistics, settings: AdaSCALESettings) -> Tensor:
+        """Return the sorted Q' of ``num_samples`` of the images, the support of the CDF F."""
+        values = _oodness(statistics, settings)
         if settings.num_samples is not None and settings.num_samples < len(values):
-            # Counted along the energy, so that the choice is of images, whatever the loader's order.
-            order = equations.energy(evidence.logits).argsort(stable=True)
+            # Images are numbered by their energy, so that the choice does not depend on the loader's order.
+            order = functional.energy(statistics.logits).argsort(stable=True)
             generator = torch.Generator("cpu").manual_seed(settings.seed)
             chosen = torch.randperm(len(values), generator=generator, device="cpu")[: settings.num_samples]
             values = values[order[chosen.to(order.device)]]
         return values.sort().values.cpu()
 
-    def judge(self, evidence: Evidence, settings: AdaSCALESettings, state: Tensor) -> tuple[Tensor, Tensor]:
-        factor = evidence.scaling_factor(_percentiles(evidence, settings, state))
+    @override
+    def score_statistics(
+        self, statistics: FeatureStatistics, settings: AdaSCALESettings, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        factor = statistics.scaling_factor(_percentiles(statistics, settings, state))
         if settings.variant == "A":
-            logits = equations.scale_activation_logits(evidence.logits, evidence.head.bias, factor)
+            logits = functional.scale_activation_logits(statistics.logits, statistics.head.bias, factor)
         else:
-            logits = equations.scale_logits(evidence.logits, factor)
-        return logits.argmax(1), equations.energy(logits)
+            logits = functional.scale_logits(statistics.logits, factor)
+        return logits.argmax(1), functional.energy(logits)
 
     def percentiles(self, images: Tensor) -> Tensor:
-        """(B,) adaptive percentiles p of (B, ...) images, in percent; low where an image moves much."""
-        return self.percentiles_of(self._read(images))
+        """Return (B,) adaptive percentiles p in percent; low for images that move much.
 
-    def percentiles_of(self, evidence: Evidence) -> Tensor:
-        """:meth:`percentiles` of (N,) images whose Evidence is there already."""
-        return _percentiles(evidence, self.settings, cast(Tensor, self.state))
+        Args:
+            images: (B, ...) floating, normalised as the network expects.
+        """
+        self.require_fitted()
+        settings = self.settings
+        return self.percentiles_from(
+            self.extractor.statistics(images, settings.request(), settings.inference)
+        )
+
+    def percentiles_from(self, statistics: FeatureStatistics) -> Tensor:
+        """Return (N,) adaptive percentiles p in percent from feature statistics."""
+        return _percentiles(statistics, self.settings, cast(Tensor, self.state))
+
+    def oodness_from(self, statistics: FeatureStatistics) -> Tensor:
+        """Return (N,) Q' from feature statistics."""
+        return _oodness(statistics, self.settings)
 
 
-def _percentiles(evidence: Evidence, settings: AdaSCALESettings, state: Tensor) -> Tensor:
-    values = _oodness(evidence, settings)
-    cdf = equations.empirical_cdf(state.to(values.device, values.dtype), values)
-    return equations.adaptive_percentile(cdf, *settings.percentile)
+def _percentiles(statistics: FeatureStatistics, settings: AdaSCALESettings, state: Tensor) -> Tensor:
+    values = _oodness(statistics, settings)
+    cdf = functional.empirical_cdf(state.to(values.device, values.dtype), values)
+    return functional.adaptive_percentile(cdf, *settings.percentile)
 
 
-def _oodness(evidence: Evidence, settings: AdaSCALESettings) -> Tensor:
-    return evidence.oodness(settings.perturbation, settings.k1, settings.k2, settings.lmbda)
+def _oodness(statistics: FeatureStatistics, settings: AdaSCALESettings) -> Tensor:
+    return statistics.oodness(settings.perturbation, settings.k1, settings.k2, settings.lmbda)

@@ -1,4 +1,4 @@
-"""What a method is, and what one does with it: ``fit``, ``score``, ``is_ood``, ``search``, ``save``. Needs no OpenOOD."""
+"""Base classes of the detectors: ``fit``, ``score``, ``predict``, ``search``, ``threshold``, ``save``, ``load``."""
 
 from __future__ import annotations
 
@@ -9,204 +9,234 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from ..evidence.collect import batches, collect
-from ..evidence.evidence import Evidence
-from ..evidence.head import is_weight_of
-from ..evidence.modes import evaluating
-from ..evidence.plan import Plan
-from ..evidence.reader import Reader
-from .calibration import MadeWith, Validation, threshold
-from .file import read, write
-from .search import Search, candidates, search_aurocs
-from .settings import EXECUTION, Settings
+from ..errors import DetectorFileError, NotFittedError
+from ..features.collect import collect_statistics, iterate_statistics
+from ..features.extractor import FeatureExtractor
+from ..features.fingerprint import first_difference, weights_fingerprint
+from ..features.histogram import Counter, Histogram
+from ..features.loading import plain_labels
+from ..features.modes import WeightsVersion, unwrap
+from ..features.statistics import FeatureRequest, FeatureStatistics
+from ..metrics import score_kept
+from .search import SearchResult, candidates, search_aurocs
+from .serialization import SavedDetector, damaged, read_detector, write_detector
+from .settings import INFERENCE, Settings, number_within
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
-"""What a method has learnt: a tensor or a dict of them, for a pickle; None for one that learns nothing."""
+"""Fitted state: a tensor, a dict of them, or None."""
+_ROWS = 4096  # rows that are scored at a time, so that it takes little more memory
 
 
 class Detector(ABC, Generic[S, T]):
-    """A post-hoc OOD detector on top of a trained classifier. This kind learns nothing.
+    """A post-hoc OOD detector on top of a trained classifier; this base class needs no fitting.
 
-    A subclass says what its settings ask of an image (``Settings.plan``) and how it judges (:meth:`judge`), by
-    arithmetic on :class:`~openood_adascale.evidence.evidence.Evidence`. The network is left as it was found: mode,
-    ``requires_grad``, ``.grad``, device and hooks. It is run in eval mode, on its own device and in its own dtype.
+    A detector belongs to the network it was made with. ``fit`` and ``search`` set its state. Another network, or
+    settings that fitting depends on, un-fit it; settings that only scoring reads take effect at once. After training the
+    network further, call ``fit`` again.
+
+    A subclass defines the feature request of its settings (``Settings.request``) and :meth:`score_statistics`. The network
+    is left as it was found: mode, ``requires_grad``, ``.grad``, device and hooks. It is run in eval mode on its own
+    device and in its own dtype.
 
     >>> class MaxLogit(Detector):
-    ...     judge = lambda self, evidence, settings, state: (evidence.prediction, evidence.logits.amax(1))
+    ...     def score_statistics(self, statistics, settings, state):
+    ...         return statistics.prediction, statistics.logits.amax(1)
     >>> MaxLogit(network).score(images).shape
     torch.Size([24])
 
     Args:
-        network: returns (B, C) logits and ends in a linear layer. Known by OpenOOD, torchvision, timm or own.
-        settings: the method's settings; or give them as keyword arguments.
+        network: Classifier that returns (B, C) logits and ends in a linear layer.
+        settings: Values of :attr:`settings_class`.
 
     Raises:
-        SettingError: a setting unknown or out of range.
-        TypeError: no network, or another method's settings.
+        SettingError: A setting is out of range.
+        TypeError: An unknown setting, or ``network`` is not a module.
     """
 
     settings_class: ClassVar[type[Settings]] = Settings
     default_sweep: ClassVar[Mapping[str, Sequence[Any]]] = {}
-    """What :meth:`search` tries if not told."""
-    learns: ClassVar[bool] = False
-    """Whether there is anything to score with only after :meth:`fit`."""
+    """Default sweep of :meth:`search`."""
+    requires_fit: ClassVar[bool] = False
+    """True if the method scores only after fitting."""
 
-    def __init__(self, network: nn.Module, settings: S | None = None, **keywords: Any) -> None:
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"network: {type(network).__name__} is not a torch.nn.Module")
-        if settings is not None and keywords:
-            raise TypeError("give either settings or keyword arguments, not both")
-        self.reader = Reader(network)
-        """The network as a source of Evidence; detectors of one network may share it."""
-        self.settings = (
-            cast(S, self.settings_class.from_mapping(keywords, type(self).__name__))
-            if settings is None
-            else settings
-        )
-        self.state: T | None = None
-        """What was learnt."""
-        self.settled = False
-        """Whether :meth:`fit` or :meth:`search` has been called."""
-        self.learnt_with: MadeWith | None = None
-        """What :attr:`state` was learnt with; None for one that learns nothing, or a state that was given."""
-        self.validation: Validation | None = None
-        """What is remembered for :meth:`threshold`."""
+    def __init__(self, network: nn.Module, **settings: Any) -> None:
+        self.extractor = FeatureExtractor(_module(network))
+        """Feature extractor; detectors of one network may share it."""
+        self._settings = cast(S, self.settings_class(**settings))
+        self._settings.warn_if_doubtful()
+        self.summary: Histogram | None = None
+        """Histogram of the activations it was fitted on, if it is fitted on one."""
+        self._unfit()
+
+    def _unfit(self) -> None:
+        self._state: T | None = None
+        self._fitted = False
+        if self.summary is None:  # else they are those that it was made with
+            self._weights: WeightsVersion | None = None
+        self._validation_scores: np.ndarray | None = None
 
     @property
     def network(self) -> nn.Module:
-        """The classifier. With another one, what was learnt is not used: fitting is asked for."""
-        return self.reader.network
+        """The classifier; assigning another one un-fits the detector."""
+        return self.extractor.network
 
     @network.setter
     def network(self, network: nn.Module) -> None:
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"network: {type(network).__name__} is not a torch.nn.Module")
-        if network is not self.reader.network:
-            self.settled = False
-        self.reader = Reader(network)
+        if network is not self.extractor.network:
+            self.extractor = FeatureExtractor(_module(network))
+            self.summary = None
+            self._unfit()
 
     @property
     def settings(self) -> S:
-        """The method's settings. What was learnt with others is learnt anew if it can be; else fitting is asked for."""
+        """The method's settings; assigning ones that fitting depends on un-fits the detector."""
         return self._settings
 
     @settings.setter
     def settings(self, settings: S) -> None:
         if type(settings) is not self.settings_class:
             raise TypeError(
-                f"settings: {settings!r} is not allowed; {type(self).__name__} takes {self.settings_class.__name__}, or "
-                "its settings as keyword arguments"
+                f"settings: {settings!r} is not allowed; {type(self).__name__} takes {self.settings_class.__name__}"
             )
-        self._settings = settings
+        before, self._settings = self._settings, settings
+        if settings != before:
+            settings.warn_if_doubtful()
+        if self.requires_fit and settings.fit_settings() != before.fit_settings():
+            if (settings.split, settings.precision) != (before.split, before.precision):
+                self.summary = None
+            self._unfit()
+        elif settings.score_settings() != before.score_settings():
+            self._validation_scores = None
+
+    @property
+    def state(self) -> T | None:
+        """Fitted state (None before fitting, or if there is none)."""
+        return self._state
+
+    @property
+    def is_fitted(self) -> bool:
+        """True after :meth:`fit` or :meth:`search` with the present network and settings."""
+        return self._fitted
 
     def __repr__(self) -> str:
         chosen = {f.name: getattr(self.settings, f.name) for f in dataclasses.fields(self.settings)}
-        own = [f"{name}={value!r}" for name, value in chosen.items() if name not in EXECUTION]
-        told = ", ".join([type(self.network).__name__, *own])
-        return f"{type(self).__name__}({told})" + (", fitted" if self.settled else "")
+        shown = [f"{name}={value!r}" for name, value in chosen.items() if name not in INFERENCE]
+        text = ", ".join([type(self.network).__name__, *shown])
+        return f"{type(self).__name__}({text})" + (", fitted" if self.is_fitted else "")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_weights": None if self._weights is None else self._same_weights()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if state["_weights"] is not None:
+            # True: the copied weights are those that the detector was fitted with. False: of no network.
+            same: bool = state["_weights"]
+            self._weights = self.extractor.weights_version() if same else WeightsVersion(nn.Module())
+
+    # Scores.
 
     @abstractmethod
-    def judge(self, evidence: Evidence, settings: S, state: T) -> tuple[Tensor, Tensor]:
-        """(N,) predicted classes and (N,) scores, larger is more in-distribution."""
+    def score_statistics(self, statistics: FeatureStatistics, settings: S, state: T) -> tuple[Tensor, Tensor]:
+        """Return (N,) predicted classes and (N,) scores; larger is more in-distribution.
 
-    def fit(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
-        """There is nothing to learn: no image is looked at."""
-        self.settled = True
-        return self
+        Args:
+            statistics: Feature statistics of N images that cover ``settings.request()``.
+            settings: Settings to score with.
+            state: Fitted state for these settings.
+        """
 
     def score(self, images: Tensor) -> Tensor:
-        """(B,) scores of (B, ...) images, larger is more in-distribution; float64, on the network's device."""
+        """Return the scores of a batch of images; larger is more in-distribution.
+
+        Args:
+            images: (B, ...) floating, normalised as the network expects.
+
+        Returns:
+            (B,) float64 (float32 on ``mps``) on the network's device.
+
+        Raises:
+            NotFittedError: The detector is not fitted, or the weights have changed since.
+            ValueError: NaN or infinity in images or activations, or a head that is not linear.
+            TypeError: Integer images.
+        """
         return self.predict(images)[1]
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) predicted classes and (B,) scores of (B, ...) images.
-
-        Raises:
-            RuntimeError: not fitted, or with another network or other settings.
-            ValueError: NaN or infinity in images or activations, or a head that is not linear.
-            TypeError: integer images.
-        """
-        return self.judge(self._read(images), self.settings, cast(T, self.state))
+        """Return (B,) predicted classes and (B,) scores of a batch of images; see :meth:`score`."""
+        self.require_fitted()
+        settings = self.settings
+        statistics = self.extractor.statistics(images, settings.request(), settings.inference)
+        return self.score_statistics(statistics, settings, cast(T, self.state))
 
     def predict_loader(
         self, loader: Iterable[Any], progress: bool | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(N,) predicted classes, scores and labels (−1 where unknown) of all of a loader's images, in its order."""
+        """Return (N,) predicted classes, scores and labels (−1 for unlabelled) of a loader's images, in its order."""
         columns = zip(*self.predict_batches(loader, progress), strict=True)
-        preds, scores, labels = map(np.concatenate, columns)
-        return preds, scores, labels
+        predictions, scores, labels = map(np.concatenate, columns)
+        return predictions, scores, labels
 
     def predict_batches(
         self, loader: Iterable[Any], progress: bool | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """:meth:`predict_loader` batch by batch, so that memory does not grow with the number of images."""
-        self.require_fit(thorough=True)
-        plan, execution = self.settings.plan(), self.settings.execution
-        for evidence, labels in batches(self.reader, loader, plan, execution, progress, "Score"):
-            pred, score = self.judge(evidence, self.settings, cast(T, self.state))
-            yield pred.cpu().numpy().astype(int), score.cpu().numpy(), labels
+        """Yield :meth:`predict_loader` batch by batch, in memory that does not grow with the number of images."""
+        self.require_fitted()
+        for statistics, labels in self._pass(loader, progress, "Score"):
+            predictions, scores = self.score_statistics(statistics, self.settings, cast(T, self.state))
+            yield predictions.cpu().numpy().astype(int), scores.cpu().numpy(), plain_labels(labels)
 
-    def calibrate(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
-        """Remember the scores of a loader's in-distribution validation images for :meth:`threshold`, in one pass.
+    def require_fitted(self) -> None:
+        """Check that the detector can score.
 
         Raises:
-            RuntimeError, ValueError, TypeError: as :meth:`predict`; or no images, or scores that are not finite.
+            NotFittedError: It is not fitted, or the weights have changed since.
         """
-        self.validation = Validation.of(self, self.predict_loader(loader, progress)[1])
+        if not self.requires_fit:
+            return
+        if self._state is None:
+            raise NotFittedError(f"{type(self).__name__} is not fitted: call fit(loader) or search(…) first")
+        self._require_same_weights("fit(loader) or search(…)")
+
+    def _same_weights(self) -> bool:
+        return self._weights is None or self._weights.holds(unwrap(self.network))
+
+    def _require_same_weights(self, call: str) -> None:
+        if not self._same_weights():
+            raise NotFittedError(
+                f"network: weights of {type(self.network).__name__} have been written or replaced since "
+                f"{type(self).__name__} was fitted; call {call} again"
+            )
+
+    # Fitting.
+
+    def fit(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
+        """Mark the detector as fitted; no image is read, as there is nothing to fit."""
+        self._fitted = True
         return self
 
-    @property
-    def validation_scores(self) -> np.ndarray | None:
-        """(n_val,) float64, ascending: of in-distribution validation images; None where none are remembered that hold for
-        the present network and settings."""
-        kept = self.validation
-        return None if kept is None or kept.outdated(self.network, self.settings) else kept.scores
+    def set_state(self, state: T) -> Self:
+        """Use a state that was fitted elsewhere, for the present network and settings."""
+        self._state, self._fitted = state, True
+        self._weights = self.extractor.weights_version()
+        self._validation_scores = None
+        return self
 
-    def threshold(self, tpr: float = 0.95) -> float:
-        """The score at or above which the share ``tpr`` of the in-distribution validation images lies: the largest of
-        their scores that at least so many of them reach.
+    def _pass(self, loader: Iterable[Any], progress: bool | None, description: str) -> Iterator[Any]:
+        settings = self.settings
+        return iterate_statistics(
+            self.extractor, loader, settings.request(), settings.inference, progress, description
+        )
 
-        The images are those of :meth:`search` or of :meth:`calibrate`, or those that were learnt from, where these were
-        validation images kept as Evidence (AdaSCALE).
-
-        Args:
-            tpr: within (0, 1].
-
-        Raises:
-            SettingError: another ``tpr``.
-            RuntimeError: no scores, or of another network or other settings; not fitted.
-        """
-        return threshold(self, tpr, thorough=True)
-
-    def is_ood(self, images: Tensor, tpr: float = 0.95) -> Tensor:
-        """(B,) bool: whether each of (B, ...) images scores below :meth:`threshold`; raises as that and :meth:`score`."""
-        least = threshold(self, tpr)
-        return self.score(images) < least
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what was learnt, the settings, the network's digest and :attr:`validation_scores` to a safetensors file.
-
-        Raises:
-            RuntimeError: not fitted, or with another network or other settings.
-            DetectorFileError: it cannot be written.
-        """
-        write(path, self)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], network: nn.Module) -> Self:
-        """The detector that :meth:`save` wrote, for the same network; nothing in the file is executed.
-
-        Raises:
-            DetectorFileError: no file, damaged, of something else, another version, method or network.
-            TypeError: ``network`` is no module.
-        """
-        return read(path, network, cls)
+    # Search.
 
     def search(
         self,
@@ -214,87 +244,386 @@ class Detector(ABC, Generic[S, T]):
         ood_loader: Iterable[Any],
         sweep: Mapping[str, Sequence[Any]] | None = None,
         progress: bool | None = None,
-    ) -> Search[S]:
-        """OpenOOD's automatic hyperparameter search in one pass over each loader; then fitted with the best.
+    ) -> SearchResult[S]:
+        """Search the hyperparameters as OpenOOD does, in one pass over each loader, and fit with the best ones.
 
         Args:
-            id_loader: in-distribution validation images.
+            id_loader: ID validation images.
             ood_loader: OOD validation images.
-            sweep: ``{"<setting>_list": [values]}``, e.g. ``{"percentile_list": [[60, 85], [80, 85]]}``; all
-                combinations are tried. None takes :attr:`default_sweep`.
-            progress: True or False shows or hides the bars; None shows them in a terminal.
+            sweep: ``{"<setting>_list": [values]}``, for example ``{"percentile_list": [[60, 85], [80, 85]]}``; all
+                combinations are tried (default: :attr:`default_sweep`).
+            progress: True or False shows or hides the progress bars (default: shown in a terminal).
 
         Raises:
-            SettingError: a sweep unknown, empty or out of range.
-            ValueError: as :meth:`fit`, or nothing to learn from.
+            SettingError: The sweep is empty, or a setting in it is unknown or out of range.
+            ValueError: As :meth:`score`, or a loader without images.
         """
-        plan = Plan.union(settings.plan() for settings in self.tried(sweep))
-        execution = self.settings.execution
-        known, unknown = (
-            collect(self.reader, loader, plan, execution, progress, f"{side} validation").evidence
+        id_statistics, ood_statistics = self._collect_for_search(id_loader, ood_loader, sweep, progress)
+        return self.search_statistics(id_statistics, ood_statistics, sweep, progress)
+
+    def _collect_for_search(
+        self,
+        id_loader: Iterable[Any],
+        ood_loader: Iterable[Any],
+        sweep: Mapping[str, Sequence[Any]] | None,
+        progress: bool | None,
+    ) -> tuple[FeatureStatistics, FeatureStatistics]:
+        """Return the statistics of ID and OOD validation images that all candidates need."""
+        tried = self.candidates(sweep)
+        any(settings.warn_if_doubtful() for settings in tried if sweep is not None)  # once
+        request = FeatureRequest.union(settings.request() for settings in tried)
+        inference = self.settings.inference
+        id_statistics, ood_statistics = (
+            collect_statistics(
+                self.extractor, loader, request, inference, progress, f"{side} validation"
+            ).statistics
             for side, loader in (("ID", id_loader), ("OOD", ood_loader))
         )
-        return self.choose(known, unknown, sweep, progress)
+        return id_statistics, ood_statistics
 
-    def tried(self, sweep: Mapping[str, Sequence[Any]] | None = None) -> list[S]:
-        """The candidates of :meth:`search` with this sweep."""
+    def candidates(self, sweep: Mapping[str, Sequence[Any]] | None = None) -> list[S]:
+        """Return the candidates of :meth:`search` with this sweep."""
         return candidates(self.settings, self.default_sweep if sweep is None else sweep)
 
-    def choose(
+    def search_statistics(
         self,
-        known: Evidence,
-        unknown: Evidence,
+        id_statistics: FeatureStatistics,
+        ood_statistics: FeatureStatistics,
         sweep: Mapping[str, Sequence[Any]] | None = None,
         progress: bool | None = None,
-    ) -> Search[S]:
-        """:meth:`search` on validation images whose Evidence is there already, with all that the sweep asks for."""
-        import pandas as pd  # slow to import, and scoring needs none
+    ) -> SearchResult[S]:
+        """Search on feature statistics of validation images that cover all candidates; see :meth:`search`."""
+        import pandas as pd  # slow to import, and scoring does not need it
 
-        for evidence in (known, unknown):
-            self._require_own(evidence)
-        tried = self.tried(sweep)
+        for statistics in (id_statistics, ood_statistics):
+            self._require_own(statistics)
+        tried = self.candidates(sweep)
 
         def scores(settings: S) -> tuple[np.ndarray, np.ndarray]:
-            state = self._learnt_for(settings, known)
-            of_known, of_unknown = (self.judge(e, settings, state)[1].numpy() for e in (known, unknown))
-            return of_known, of_unknown
+            state = self.fit_state(id_statistics, settings)
+            id_scores, ood_scores = (
+                self.score_statistics(statistics, settings, state)[1].numpy()
+                for statistics in (id_statistics, ood_statistics)
+            )
+            return id_scores, ood_scores
 
         aurocs = search_aurocs(tried, scores, progress)
         best = int(np.argmax(aurocs))
-        self.settings = tried[best]
-        self.state = self._learnt_for(self.settings, known)
-        self.has_learnt()
-        self.validation = Validation.of_evidence(self, known)
-        table = pd.DataFrame([settings.as_dict() for settings in tried]).assign(auroc=aurocs)
-        return Search(self.settings, aurocs[best], table)
+        self._settings = tried[best]
+        self.set_state(self.fit_state(id_statistics, self._settings))
+        self._keep_validation_scores(id_statistics)
+        results = pd.DataFrame([settings.as_dict() for settings in tried]).assign(auroc=aurocs)
+        return SearchResult(self._settings, aurocs[best], results)
 
-    def _require_own(self, evidence: Evidence) -> None:
-        """Raise unless ``evidence`` can be of the present network: its head is among the network's weights."""
-        head = evidence.head.weight
-        with evaluating(self.network):  # its mode can change its weights
-            own = any(is_weight_of(parameter, head) for parameter in self.network.parameters())
-        if not own:
-            raise ValueError(
-                f"evidence: its head W ({head.shape[0]} x {head.shape[1]}) is none of the weights of "
-                f"{type(self.network).__name__}; expected Evidence of {type(self).__name__}'s own network"
-            )
-
-    def _learnt_for(self, settings: S, known: Evidence) -> T:
-        """What a candidate learns."""
+    def fit_state(self, statistics: FeatureStatistics, settings: S) -> T:
+        """Return the fitted state for ``settings`` from the feature statistics of ID images."""
         return cast(T, None)
 
-    def require_fit(self, thorough: bool = False) -> None:
-        """Raise unless what was learnt holds for the present network and settings.
+    def _require_own(self, statistics: FeatureStatistics) -> None:
+        own, given = self.extractor.head, statistics.head
+        if own is not None and (
+            own.weight.shape != given.weight.shape
+            or not torch.allclose(own.weight, given.weight.to(own.weight), rtol=1e-3)
+        ):
+            raise ValueError(
+                f"statistics: their head W ({given.weight.shape[0]} x {given.weight.shape[1]}) is not that of "
+                f"{type(self.network).__name__}; expected feature statistics of the detector's own network"
+            )
+
+    # Thresholds.
+
+    def fit_threshold(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
+        """Keep the scores of ID validation images for :meth:`threshold`, in one pass.
+
+        Raises:
+            NotFittedError, ValueError, TypeError: As :meth:`score`, or NaN or infinite scores.
+        """
+        scores = self.predict_loader(loader, progress)[1]
+        if bad := int(np.count_nonzero(~np.isfinite(scores))):
+            raise ValueError(f"scores: {bad} of {len(scores)} are NaN or infinite; expected finite numbers")
+        self._set_validation_scores(scores)
+        return self
+
+    @property
+    def validation_scores(self) -> np.ndarray | None:
+        """(n_val,) float64 scores of ID validation images, ascending (None if there are none for the present settings)."""
+        return self._validation_scores
+
+    def threshold(self, tpr: float = 0.95) -> float:
+        """Return the largest validation score that at least the share ``tpr`` of the ID validation images reaches.
+
+        The images are those of :meth:`search`, :meth:`fit_threshold`, or, for AdaSCALE, :meth:`fit`.
 
         Args:
-            thorough: look at all of the network's weights and attributes, which takes as long as reading them, rather
-                than at whether it has been touched.
+            tpr: True positive rate of ID images, in (0, 1].
+
+        Raises:
+            SettingError: ``tpr`` is not in (0, 1].
+            NotFittedError: There are no validation scores for the present network and settings.
         """
+        self.require_fitted()
+        if self._validation_scores is None:
+            raise NotFittedError(
+                f"{type(self).__name__} has no scores of ID validation images for its present settings: call "
+                "fit_threshold(loader) first"
+            )
+        self._require_same_weights("fit_threshold(loader)")
+        return score_kept(self._validation_scores, number_within("tpr", tpr, 0, 1, brackets="(]"))
 
-    def has_learnt(self) -> None:
-        """Note what :attr:`state` was learnt with."""
-        self.settled = True
+    def is_ood(self, images: Tensor, tpr: float = 0.95) -> Tensor:
+        """Return (B,) bool, True for images that score below :meth:`threshold`; raises as that and :meth:`score`."""
+        least = self.threshold(tpr)
+        return self.score(images) < least
 
-    def _read(self, images: Tensor) -> Evidence:
-        self.require_fit()
-        return self.reader.read(images, self.settings.plan(), self.settings.execution)
+    def _keep_validation_scores(self, statistics: FeatureStatistics) -> None:
+        """Keep the scores of ID images whose statistics are there already, if they cover the settings."""
+        self._validation_scores = None
+        if not statistics.request.covers(self.settings.request()):
+            return
+        state = cast(T, self.state)
+        blocks = (statistics[start : start + _ROWS] for start in range(0, len(statistics), _ROWS))
+        scores = np.concatenate(
+            [self.score_statistics(block, self.settings, state)[1].cpu().numpy() for block in blocks]
+        )
+        if np.isfinite(scores).all():
+            self._set_validation_scores(scores)
+
+    def _set_validation_scores(self, scores: np.ndarray) -> None:
+        ordered = np.sort(scores.astype(np.float64))
+        ordered.setflags(write=False)
+        self._validation_scores = ordered
+        self._weights = self.extractor.weights_version()
+
+    # Files.
+
+    def save(self, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
+        """Write settings, fitted state, validation scores and the weights' fingerprint to a safetensors file.
+
+        Args:
+            path: The file.
+            notes: Anything else to keep in the file that JSON can hold, for example class names.
+
+        Raises:
+            NotFittedError: The detector is not fitted, or the weights have changed since it was or since
+                :meth:`fit_threshold`.
+            DetectorFileError: The file cannot be written.
+        """
+        self.require_fitted()
+        if self._validation_scores is not None:
+            self._require_same_weights("fit_threshold(loader)")
+        volatile = self.extractor.volatile_buffers
+        write_detector(
+            path,
+            SavedDetector(
+                qualified(type(self)),
+                self.settings.as_dict(),
+                weights_fingerprint(self.network, volatile),
+                sorted(volatile),
+                self.state,
+                self._validation_scores,
+                dict(notes or {}),
+            ),
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], network: nn.Module) -> Self:
+        """Return the detector that :meth:`save` wrote, for a network with the same weights.
+
+        Nothing in the file is executed.
+
+        Raises:
+            DetectorFileError: No file, damaged, another version's or method's, or other weights; names the first tensor
+                that differs.
+            TypeError: ``network`` is not a module.
+        """
+        saved = read_detector(path)
+        if saved.method != qualified(cls):
+            raise DetectorFileError(
+                f"{os.fspath(path)}: it holds a detector of {saved.method!r}; expected {qualified(cls)!r}. "
+                "openood_adascale.load_detector(path, network) loads any method of this package"
+            )
+        missing = [name for name in cls.settings_class.names() if name not in saved.settings]
+        try:
+            if missing:  # today's defaults may differ from those it was fitted with
+                raise ValueError(f"settings: {', '.join(missing)} missing")
+            cls.settings_class.from_mapping(saved.settings, cls.__name__)
+            if saved.state is None and cls.requires_fit:
+                raise ValueError(f"state: None is not allowed; expected the fitted state of {cls.__name__}")
+        except (ValueError, TypeError) as error:
+            raise damaged(path, error) from error
+        detector = cls(network, **saved.settings)
+        detector.extractor.volatile_buffers = frozenset(saved.volatile)
+        present = weights_fingerprint(network, saved.volatile)
+        if difference := first_difference(saved.weights, present):
+            raise DetectorFileError(
+                f"{os.fspath(path)}: it was saved for other weights than those of this {type(network).__name__}: "
+                f"{difference}; expected that network, or a detector that is fitted again"
+            )
+        detector.set_state(saved.state)
+        if saved.validation_scores is not None:
+            detector._set_validation_scores(saved.validation_scores)
+        return detector
+
+
+class FittedDetector(Detector[S, T]):
+    """A detector that is fitted on the feature statistics of ID validation images.
+
+    >>> class Centred(FittedDetector):
+    ...     def fit_state(self, statistics, settings):
+    ...         return statistics.logits.mean(0)
+    ...     def score_statistics(self, statistics, settings, state):
+    ...         return statistics.prediction, -(statistics.logits - state).norm(dim=1)
+    >>> Centred(network).fit(val_loader).is_ood(images).shape
+    torch.Size([24])
+    """
+
+    requires_fit: ClassVar[bool] = True
+
+    @abstractmethod
+    def fit_state(self, statistics: FeatureStatistics, settings: S) -> T:
+        """Return the fitted state for ``settings`` from the feature statistics of ID images."""
+
+    def fit(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
+        """Fit on ID validation images in one pass, and keep their scores for :meth:`threshold`.
+
+        Args:
+            loader: Yields ``(images, labels)``, OpenOOD's dicts or images; labels are ignored.
+            progress: True or False shows or hides the progress bar (default: shown in a terminal).
+
+        Raises:
+            ValueError: A loader without images, a network without a linear head, or NaN or infinity (names the images).
+            TypeError: Integer images.
+        """
+        settings = self.settings
+        return self.fit_statistics(
+            collect_statistics(
+                self.extractor, loader, settings.request(), settings.inference, progress, "Fit"
+            ).statistics
+        )
+
+    def fit_statistics(self, statistics: FeatureStatistics) -> Self:
+        """Fit on feature statistics that are there already; see :meth:`fit`.
+
+        Raises:
+            ValueError: Statistics of another network.
+        """
+        self._require_own(statistics)
+        self.set_state(self.fit_state(statistics, self.settings))
+        self._keep_validation_scores(statistics)
+        return self
+
+
+class StreamingDetector(FittedDetector[S, T]):
+    """A detector that is fitted on the histogram of all activations of many (training) images, in constant memory.
+
+    The histogram does not depend on the settings, so a search needs a single pass over the training images.
+    """
+
+    @abstractmethod
+    def fit_summary(self, summary: Histogram, settings: S) -> T:
+        """Return the fitted state for ``settings`` from the histogram of the ID activations."""
+
+    def add_to_summary(self, counter: Counter, statistics: FeatureStatistics) -> None:
+        """Count the activations of a batch."""
+        counter.add(statistics.activation)
+
+    def summarise(self, batches: Iterable[FeatureStatistics]) -> Histogram:
+        """Return the histogram of all activations of ``batches``."""
+        counter = Counter()
+        for statistics in batches:
+            self.add_to_summary(counter, statistics)
+        return counter.result()
+
+    def fit(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
+        """Fit on ID (training) images in one pass; see :meth:`FittedDetector.fit`.
+
+        No validation scores are kept: call :meth:`fit_threshold` for a threshold.
+        """
+        return self.use_summary(
+            self.summarise(statistics for statistics, _ in self._pass(loader, progress, "Fit"))
+        )
+
+    @override
+    def fit_statistics(self, statistics: FeatureStatistics) -> Self:
+        self._require_own(statistics)
+        self.use_summary(self.summarise([statistics]))
+        if self.settings.split == "val":
+            self._keep_validation_scores(statistics)
+        return self
+
+    @property
+    def has_summary(self) -> bool:
+        """True if :attr:`summary` is of the present weights and split."""
+        return self.summary is not None and self._weights is not None and self._same_weights()
+
+    def use_summary(self, summary: Histogram) -> Self:
+        """Fit on a histogram that is there already."""
+        self.summary = summary
+        return self.set_state(self.fit_summary(summary, self.settings))
+
+    @override
+    def fit_state(self, statistics: FeatureStatistics, settings: S) -> T:
+        summary = self.summary if self.summary is not None else self.summarise([statistics])
+        return self.fit_summary(summary, settings)
+
+    def search(
+        self,
+        id_loader: Iterable[Any],
+        ood_loader: Iterable[Any],
+        sweep: Mapping[str, Sequence[Any]] | None = None,
+        progress: bool | None = None,
+        fit_loader: Iterable[Any] | None = None,
+    ) -> SearchResult[S]:
+        """Search the hyperparameters; see :meth:`Detector.search`.
+
+        Args:
+            id_loader: ID validation images.
+            ood_loader: OOD validation images.
+            sweep: See :meth:`Detector.search`.
+            progress: True or False shows or hides the progress bars (default: shown in a terminal).
+            fit_loader: Images to fit all candidates on, in one pass (default: those of :meth:`fit`, or ``id_loader`` if
+                ``fit_split`` is ``val``).
+
+        Raises:
+            ValueError: There are no images to fit on.
+        """
+        self.candidates(sweep)  # a bad sweep must raise before the pass
+        summary: Histogram | None = None
+        if fit_loader is not None:
+            summary = self.summarise(s for s, _ in self._pass(fit_loader, progress, "Fit"))
+        elif self.settings.split == "val":
+            pass  # on id_loader
+        elif self.summary is None:
+            raise ValueError(
+                f"fit_loader: None is not allowed; {type(self).__name__} is fitted on training images, or on the "
+                "validation images with fit_split='val'"
+            )
+        else:
+            self._require_same_weights("fit(loader)")
+            summary = self.summary
+        id_statistics, ood_statistics = self._collect_for_search(id_loader, ood_loader, sweep, progress)
+        self.summary = summary  # only now, as a pass may fail
+        return self.search_statistics(id_statistics, ood_statistics, sweep, progress)
+
+    @override
+    def search_statistics(
+        self,
+        id_statistics: FeatureStatistics,
+        ood_statistics: FeatureStatistics,
+        sweep: Mapping[str, Sequence[Any]] | None = None,
+        progress: bool | None = None,
+    ) -> SearchResult[S]:
+        if self.summary is None:
+            self.summary = self.summarise([id_statistics])
+        return super().search_statistics(id_statistics, ood_statistics, sweep, progress)
+
+
+def qualified(kind: type) -> str:
+    """Return ``module:class``."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _module(network: Any) -> nn.Module:
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network: {type(network).__name__} is not a torch.nn.Module")
+    return network

@@ -6,101 +6,118 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
-from .. import equations
-from ..evidence.evidence import Evidence
-from ..evidence.histogram import Counter, Histogram, quantile
-from ..evidence.plan import Plan
-from .learning import StreamingDetector, Summary
-from .settings import SOURCES, Settings, number_within, one_of
+from .. import functional
+from ..features.histogram import Histogram, quantile
+from ..features.statistics import FeatureRequest, FeatureStatistics
+from .base import StreamingDetector
+from .settings import SPLITS, Settings, number_within, one_of
 from .shaping import head_logits, in_blocks
 
 
 @dataclass(frozen=True)
 class BFActSettings(Settings):
-    """BFAct's hyperparameters.
+    """Settings of BFAct; see :class:`BFAct`.
 
-    >>> BFActSettings(percentile=90, learn_from="val").as_dict()["percentile"]
+    >>> BFActSettings(percentile=90, fit_split="val").as_dict()["percentile"]
     90.0
 
     Raises:
-        SettingError: a value out of range, when made.
+        SettingError: A value is out of range.
     """
 
-    not_swept: ClassVar[frozenset[str]] = frozenset({"learn_from"})
-    only_judge: ClassVar[frozenset[str]] = frozenset({"order"})
+    not_swept: ClassVar[frozenset[str]] = frozenset({"fit_split"})
+    score_only: ClassVar[frozenset[str]] = frozenset({"order"})
 
     percentile: float = 95.0
-    """Of all in-distribution activations, in percent, within (0, 100): the cut-off T."""
     order: float = 2.0
-    """N >= 1, how sharply the filter cuts."""
-    learn_from: str = "train"
-    """Whose activations T is of: ``train`` or ``val``."""
+    fit_split: str = "train"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set("percentile", number_within("percentile", self.percentile, 0, 100))
         self._set("order", number_within("order", self.order, 1, brackets="[)"))
-        self._set("learn_from", one_of("learn_from", self.learn_from, SOURCES))
+        self._set("fit_split", one_of("fit_split", self.fit_split, SPLITS))
 
     @property
-    def source(self) -> str:
-        return self.learn_from
+    @override
+    def split(self) -> str:
+        return self.fit_split
 
-    def plan(self) -> Plan:
-        return Plan(activations=True)
-
-
-class Activations(Summary):
-    """How all activations are distributed."""
-
-    def __init__(self) -> None:
-        self._counter = Counter()
-
-    def add(self, evidence: Evidence) -> None:
-        self._counter.add(evidence.activation)
-
-    def result(self) -> Histogram:
-        return self._counter.result()
+    @override
+    def request(self) -> FeatureRequest:
+        return FeatureRequest(activations=True)
 
 
 class BFAct(StreamingDetector[BFActSettings, Tensor]):
-    """BFAct (Kong & Li, 2022): the energy of a / sqrt(1 + (a/T)^2N), a Butterworth filter on the activations.
+    """Energy of a / sqrt(1 + (a/T)^2N), a Butterworth filter on the activations (Kong & Li, 2022).
 
     >>> detector = BFAct(network, percentile=95).fit(train_loader)
     >>> scores = detector.score(images)
-    >>> detector.settings = detector.settings.replace(percentile=90)     # T is learnt anew, without another pass
-    >>> scores = detector.score(images)
 
-    T is learnt in one pass in constant memory, within 2^-15 (0.003 %) of the exact percentile
-    (:func:`~openood_adascale.evidence.histogram.quantile`). Its :attr:`state` is T, () float64.
+    T is fitted in one pass in constant memory, within 2^-15 (0.003 %) of the exact percentile
+    (:func:`~openood_adascale.features.histogram.quantile`). The fitted :attr:`state` is T, () float64.
+
+    Args:
+        network: Classifier that returns (B, C) logits and ends in a linear layer.
+        percentile: Percentile of all ID activations, in percent, in (0, 100), that is the cut-off T.
+        order: Order N >= 1 of the filter.
+        fit_split: Split of the ID activations, ``"train"`` or ``"val"``.
+        precision: See :class:`~.settings.Settings`.
+        memory_format: See :class:`~.settings.Settings`.
+        forward_batch_size: See :class:`~.settings.Settings`.
     """
 
     settings_class = BFActSettings
-    summary_class = Activations
 
-    def learn_summary(self, summary: Histogram, settings: BFActSettings) -> Tensor:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        percentile: float = 95.0,
+        order: float = 2.0,
+        fit_split: str = "train",
+        precision: str = "float32",
+        memory_format: str = "auto",
+        forward_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            network,
+            percentile=percentile,
+            order=order,
+            fit_split=fit_split,
+            precision=precision,
+            memory_format=memory_format,
+            forward_batch_size=forward_batch_size,
+        )
+
+    @override
+    def fit_summary(self, summary: Histogram, settings: BFActSettings) -> Tensor:
         cutoff = quantile(summary, settings.percentile / 100)
         return torch.tensor(cutoff, dtype=torch.float64, device="cpu")
 
-    def judge(self, evidence: Evidence, settings: BFActSettings, state: Tensor) -> tuple[Tensor, Tensor]:
-        preds, scores = [], []
-        for block in in_blocks(evidence):
+    @override
+    def score_statistics(
+        self, statistics: FeatureStatistics, settings: BFActSettings, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        predictions, scores = [], []
+        for block in in_blocks(statistics):
             logits = head_logits(butterworth(block.activation, float(state), settings.order), block)
-            preds.append(logits.argmax(1))
-            scores.append(equations.energy(logits))
-        return torch.cat(preds), torch.cat(scores)
+            predictions.append(logits.argmax(1))
+            scores.append(functional.energy(logits))
+        return torch.cat(predictions), torch.cat(scores)
 
 
 def butterworth(activation: Tensor, cutoff: float, order: float) -> Tensor:
-    """a / sqrt(1 + |a/T|^2N), in :func:`~openood_adascale.equations.statistics_dtype`; 0 everywhere for T = 0.
+    """Return a / sqrt(1 + |a/T|^2N) in :func:`~openood_adascale.functional.statistics_dtype`; 0 everywhere for T = 0.
 
     Args:
         activation: (B, D).
-        cutoff: T, of which only the magnitude counts.
+        cutoff: T; only its magnitude counts.
         order: N, any real number.
     """
-    activation = activation.to(equations.statistics_dtype(activation.device))
+    activation = activation.to(functional.statistics_dtype(activation.device))
     relative = activation.abs() / max(abs(cutoff), torch.finfo(activation.dtype).tiny)
     return activation / (1 + relative.pow(2 * order)).sqrt()

@@ -1,4 +1,4 @@
-"""OptFS (Zhao et al., ICLR 2024): a learnt piecewise constant function shapes each activation."""
+"""OptFS (Zhao et al., ICLR 2024): a fitted piecewise constant function shapes each activation."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
+from typing_extensions import override
 
-from .. import equations
+from .. import functional
 from ..errors import SettingError
-from ..evidence.evidence import Evidence
-from ..evidence.histogram import Counter, Histogram, lower_edge, nearest_edge, quantile
-from ..evidence.plan import Plan
-from .learning import StreamingDetector, Summary
-from .settings import SOURCES, Settings, one_of, percentile_pair, whole_number
+from ..features.histogram import Counter, Histogram, lower_edge, nearest_edge, quantile
+from ..features.statistics import FeatureRequest, FeatureStatistics
+from .base import StreamingDetector
+from .settings import SPLITS, Settings, one_of, percentile_pair, whole_number
 from .shaping import head_logits, in_blocks
 
 SCORES = ("vanilla", "energy")
@@ -23,26 +22,22 @@ SCORES = ("vanilla", "energy")
 
 @dataclass(frozen=True)
 class OptFSSettings(Settings):
-    """OptFS's hyperparameters.
+    """Settings of OptFS; see :class:`OptFS`.
 
     >>> OptFSSettings(bins=50, percentile="[1, 99]").percentile
     (1.0, 99.0)
 
     Raises:
-        SettingError: a value out of range, when made.
+        SettingError: A value is out of range.
     """
 
-    not_swept: ClassVar[frozenset[str]] = frozenset({"learn_from"})
-    only_judge: ClassVar[frozenset[str]] = frozenset({"score"})
+    not_swept: ClassVar[frozenset[str]] = frozenset({"fit_split"})
+    score_only: ClassVar[frozenset[str]] = frozenset({"score"})
 
     bins: int = 100
-    """K, from 1 to 2**20: in how many pieces θ is constant."""
     percentile: tuple[float, float] = (0.1, 99.9)
-    """Of all in-distribution activations, in percent, 0 < low < high < 100: where the bins begin and end."""
     score: str = "vanilla"
-    """``vanilla``: the shaped activation's share in the logit of the predicted class; ``energy``: its energy."""
-    learn_from: str = "train"
-    """Whose activations θ is learnt from: ``train`` or ``val``."""
+    fit_split: str = "train"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,47 +48,73 @@ class OptFSSettings(Settings):
             raise SettingError("percentile", [low, high], allowed)
         self._set("percentile", (low, high))
         self._set("score", one_of("score", self.score, SCORES))
-        self._set("learn_from", one_of("learn_from", self.learn_from, SOURCES))
+        self._set("fit_split", one_of("fit_split", self.fit_split, SPLITS))
 
     @property
-    def source(self) -> str:
-        return self.learn_from
+    @override
+    def split(self) -> str:
+        return self.fit_split
 
-    def plan(self) -> Plan:
-        return Plan(activations=True)
-
-
-class WeightedActivations(Summary):
-    """How all activations are distributed, weighted with what each adds to the predicted class's logit."""
-
-    def __init__(self) -> None:
-        self._counter = Counter()
-
-    def add(self, evidence: Evidence) -> None:
-        self._counter.add(evidence.activation, contributions(evidence))
-
-    def result(self) -> Histogram:
-        return self._counter.result()
+    @override
+    def request(self) -> FeatureRequest:
+        return FeatureRequest(activations=True)
 
 
 class OptFS(StreamingDetector[OptFSSettings, dict[str, Tensor]]):
-    """OptFS (Zhao et al., ICLR 2024, arXiv 2402.00865): a learnt piecewise constant θ(a) multiplies each activation.
+    """A fitted piecewise constant θ(a) multiplies each activation (Zhao et al., ICLR 2024, arXiv 2402.00865).
 
     >>> detector = OptFS(network, bins=50).fit(train_loader)
     >>> detector.state["theta"].shape, detector.score(images).shape
     (torch.Size([50]), torch.Size([24]))
 
-    One pass in constant memory serves any number of bins, any percentiles and both scores. The bins' edges are
-    those of :mod:`~openood_adascale.evidence.histogram`, the nearest to the exact ones: off by at most 2^-14 (0.006 %) of
-    the larger magnitude of the order statistics at the two ends. What is learnt is exact for these edges.
+    One pass in constant memory serves any number of bins, any percentiles and both scores. The bins' edges are the
+    nearest ones of :mod:`~openood_adascale.features.histogram`: off by at most 2^-14 (0.006 %) of the larger magnitude of
+    the order statistics at the two ends. θ is exact for these edges.
 
-    Its :attr:`state` is ``edges``, (K + 1,) float32, ascending, and ``theta``, (K,) float64, of norm 1000.
+    The fitted :attr:`state` is ``edges``, (K + 1,) float32, ascending, and ``theta``, (K,) float64, of norm 1000.
+
+    Args:
+        network: Classifier that returns (B, C) logits and ends in a linear layer.
+        bins: Number K of pieces on which θ is constant, from 1 to 2**20.
+        percentile: Percentiles of all ID activations at which the bins begin and end, in percent, 0 < low < high < 100.
+        score: ``"vanilla"``, the shaped activation's contribution to the logit of the predicted class, or ``"energy"``.
+        fit_split: Split of the ID activations, ``"train"`` or ``"val"``.
+        precision: See :class:`~.settings.Settings`.
+        memory_format: See :class:`~.settings.Settings`.
+        forward_batch_size: See :class:`~.settings.Settings`.
     """
 
     settings_class = OptFSSettings
-    summary_class = WeightedActivations
 
-    def learn_summary(self, summary: Histogram, settings: OptFSSettings) -> dict[str, Tensor]:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        bins: int = 100,
+        percentile: tuple[float, float] = (0.1, 99.9),
+        score: str = "vanilla",
+        fit_split: str = "train",
+        precision: str = "float32",
+        memory_format: str = "auto",
+        forward_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            network,
+            bins=bins,
+            percentile=percentile,
+            score=score,
+            fit_split=fit_split,
+            precision=precision,
+            memory_format=memory_format,
+            forward_batch_size=forward_batch_size,
+        )
+
+    @override
+    def add_to_summary(self, counter: Counter, statistics: FeatureStatistics) -> None:
+        counter.add(statistics.activation, contributions(statistics))
+
+    @override
+    def fit_summary(self, summary: Histogram, settings: OptFSSettings) -> dict[str, Tensor]:
         weights = summary.summed_weights
         low, high = (quantile(summary, percent / 100) for percent in settings.percentile)
         edges = low + (high - low) * torch.linspace(
@@ -108,29 +129,30 @@ class OptFS(StreamingDetector[OptFSSettings, dict[str, Tensor]]):
         theta = 1000 * importance / importance.norm().clamp(min=torch.finfo(torch.float64).tiny)
         return {"edges": lower_edge(edge_bins), "theta": theta}
 
-    def judge(
-        self, evidence: Evidence, settings: OptFSSettings, state: dict[str, Tensor]
+    @override
+    def score_statistics(
+        self, statistics: FeatureStatistics, settings: OptFSSettings, state: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         scores = []
-        for block in in_blocks(evidence):
+        for block in in_blocks(statistics):
             theta = piecewise_constant(block.activation, state["edges"], state["theta"])
             if settings.score == "vanilla":
                 scores.append((contributions(block) * theta).sum(1))
             else:
-                scores.append(equations.energy(head_logits(block.activation.to(theta.dtype) * theta, block)))
-        return evidence.logits.argmax(1), torch.cat(scores)
+                scores.append(functional.energy(head_logits(block.activation.to(theta.dtype) * theta, block)))
+        return statistics.logits.argmax(1), torch.cat(scores)
 
 
-def contributions(evidence: Evidence) -> Tensor:
-    """(N, D) W[ŷ]_i·a_i: what each activation adds to the logit of the predicted class ŷ."""
-    activation = evidence.activation
-    dtype = equations.statistics_dtype(activation.device)
-    weight = evidence.head.weight.to(activation.device)[evidence.logits.argmax(1)]
+def contributions(statistics: FeatureStatistics) -> Tensor:
+    """Return (N, D) W[ŷ]_i·a_i, the contribution of each activation to the logit of the predicted class ŷ."""
+    activation = statistics.activation
+    dtype = functional.statistics_dtype(activation.device)
+    weight = statistics.head.weight.to(activation.device)[statistics.logits.argmax(1)]
     return weight.to(dtype) * activation.to(dtype)
 
 
 def piecewise_constant(activation: Tensor, edges: Tensor, values: Tensor) -> Tensor:
-    """θ(a): ``values[k]`` from ``edges[k]`` up to but without ``edges[k + 1]``, 0 outside of all edges.
+    """Return θ(a): ``values[k]`` in [``edges[k]``, ``edges[k + 1]``), 0 outside of all edges.
 
     Args:
         activation: (B, D), compared as float32 numbers.
@@ -138,10 +160,10 @@ def piecewise_constant(activation: Tensor, edges: Tensor, values: Tensor) -> Ten
         values: (K,).
 
     Returns:
-        (B, D) in :func:`~openood_adascale.equations.statistics_dtype`.
+        (B, D) in :func:`~openood_adascale.functional.statistics_dtype`.
     """
     device = activation.device
-    padded = functional.pad(values.to(device, equations.statistics_dtype(device)), (1, 1))
+    padded = nn.functional.pad(values.to(device, functional.statistics_dtype(device)), (1, 1))
     limit = torch.finfo(torch.float32)
     rounded = activation.clamp(limit.min, limit.max).float()
     return padded[torch.searchsorted(edges.to(device), rounded.contiguous(), right=True)]

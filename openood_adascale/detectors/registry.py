@@ -1,17 +1,26 @@
-"""Every method of the package, by name: the one table that commands, plugin, reports and the demo ask.
+"""Every method of the package by name: the table that commands, plugin, reports and the demo use.
 
-A new method is a file beside this one, with its settings and its detector, and a line below. Reading the table
-imports nothing.
+A new method is a file beside this one and a line in :data:`METHODS`.
 """
 
 from __future__ import annotations
 
-import importlib
+import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .base import Detector
+from torch import nn
+
+from ..errors import DetectorFileError
+from .adascale import AdaSCALE
+from .base import Detector, qualified
+from .bfact import BFAct
+from .energy import Energy
+from .lts import LTS
+from .msp import MSP
+from .optfs import OptFS
+from .scale import SCALE
+from .serialization import read_detector
 
 
 @dataclass(frozen=True)
@@ -19,35 +28,49 @@ class Method:
     """A line of the table."""
 
     name: str
-    """In commands, file names and OpenOOD."""
+    """Name in commands, file names and OpenOOD."""
     label: str
-    """In tables and pictures, as the paper spells it."""
-    where: str
-    """``module:Class``, below this folder."""
+    """Name in tables and figures, as in the paper."""
+    detector: type[Detector[Any, Any]]
+    """Class of the detector."""
     defaults: dict[str, Any] = field(default_factory=dict)
     """Settings that differ from the class's defaults."""
     in_openood: bool = True
-    """Whether OpenOOD knows it by this name from this package; those it has itself are left to it."""
-
-    @property
-    def detector(self) -> type[Detector[Any, Any]]:
-        """Its class."""
-        module, _, name = self.where.partition(":")
-        found: type[Detector[Any, Any]] = getattr(importlib.import_module(f".{module}", __package__), name)
-        return found
+    """False for methods that OpenOOD has itself by this name."""
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("msp", "MSP", "msp:MSP", in_openood=False),
-        Method("ebo", "EBO", "energy:Energy", in_openood=False),
-        Method("scale", "SCALE", "scale:SCALE", in_openood=False),
-        Method("lts", "LTS", "lts:LTS"),
-        Method("bfact", "BFAct", "bfact:BFAct"),
-        Method("optfs", "OptFS", "optfs:OptFS"),
-        Method("adascale", "AdaSCALE-A", "adascale:AdaSCALE"),
-        Method("adascale_logit", "AdaSCALE-L", "adascale:AdaSCALE", {"variant": "L"}),
+        Method("msp", "MSP", MSP, in_openood=False),
+        Method("ebo", "EBO", Energy, in_openood=False),
+        Method("scale", "SCALE", SCALE, in_openood=False),
+        Method("lts", "LTS", LTS),
+        Method("bfact", "BFAct", BFAct),
+        Method("optfs", "OptFS", OptFS),
+        Method("adascale", "AdaSCALE-A", AdaSCALE),
+        Method("adascale_logit", "AdaSCALE-L", AdaSCALE, {"variant": "L"}),
     )
 }
-"""In the order in which tables show them."""
+"""All methods in the order of tables."""
+
+
+def load_detector(path: str | os.PathLike[str], network: nn.Module) -> Detector[Any, Any]:
+    """Return the detector that a file holds, of any registered method; see :meth:`~.base.Detector.load`.
+
+    >>> OptFS(network).fit(train_loader).save("optfs.safetensors")
+    >>> type(load_detector("optfs.safetensors", network)).__name__
+    'OptFS'
+
+    Raises:
+        DetectorFileError: As there, or the method is not registered.
+        TypeError: ``network`` is not a module.
+    """
+    name = read_detector(path).method
+    for method in METHODS.values():
+        if qualified(method.detector) == name:
+            return method.detector.load(path, network)
+    raise DetectorFileError(
+        f"{os.fspath(path)}: its method {name!r} is not registered; expected one of {', '.join(METHODS)}. Load another "
+        "class's file with its own load(path, network)"
+    )

@@ -1,4 +1,4 @@
-"""What every method's settings have in common; checked once, where they come in (Python, yml, command line)."""
+"""Settings of detectors: frozen dataclasses that check every value, from Python, YAML or the command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import numbers
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,16 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import yaml
 
-from ..errors import SettingError
-from ..evidence.plan import BATCHES, MEMORY_FORMATS, PRECISIONS, Execution, Plan
+from ..errors import SettingError, key_text
+from ..features.extractor import MEMORY_FORMATS, PRECISIONS, InferenceSettings
+from ..features.statistics import FeatureRequest
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-EXECUTION = ("precision", "memory_format", "batch")
-"""Settings that say how the network is run."""
-SOURCES = ("train", "val")
-"""Whose images a method can learn from, by OpenOOD's names of the loaders."""
+INFERENCE = ("precision", "memory_format", "forward_batch_size")
+"""Names of the inference settings."""
+SPLITS = ("train", "val")
+"""Splits that a method can be fitted on, by OpenOOD's names."""
 
 
 def _number(name: str, value: Any, allowed: str) -> float:
@@ -47,7 +49,7 @@ def _number(name: str, value: Any, allowed: str) -> float:
 def number_within(
     name: str, value: Any, low: float, high: float = math.inf, *, brackets: str = "()"
 ) -> float:
-    """``value`` as a float within the interval that ``brackets`` (``()``, ``(]``, ``[)``, ``[]``) describe."""
+    """Return ``value`` as a float within the interval with these ``brackets`` (``()``, ``(]``, ``[)``, ``[]``)."""
     allowed = f"a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
     number = _number(name, value, allowed)
     above = number >= low if brackets[0] == "[" else number > low
@@ -58,7 +60,7 @@ def number_within(
 
 
 def whole_number(name: str, value: Any, low: int, high: int = 2**63 - 1) -> int:
-    """``value`` as an int within [``low``, ``high``], to the last digit."""
+    """Return ``value`` as an exact int within [``low``, ``high``]."""
     allowed = f"a whole number from {low} to {high}"
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
@@ -76,27 +78,18 @@ def whole_number(name: str, value: Any, low: int, high: int = 2**63 - 1) -> int:
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
-    """``value`` if it is one of ``allowed``."""
+    """Return ``value`` if it is one of ``allowed``."""
     allowed = tuple(allowed)
     if not isinstance(value, str) or value not in allowed:
         raise SettingError(name, value, "one of " + ", ".join(map(repr, allowed)))
-    return str(value)  # NumPy's words are no plain ones
-
-
-def _batch(value: Any) -> str | int:
-    if isinstance(value, str) and value in BATCHES:
-        return str(value)
-    try:
-        return whole_number("batch", value, 1)
-    except SettingError:
-        raise SettingError("batch", value, f"{' or '.join(BATCHES)}, or a whole number from 1 on") from None
+    return str(value)  # NumPy strings are not plain ones
 
 
 def percentile_pair(
     name: str, value: Any, allowed: str = "a pair [p_min, p_max] with 0 < p_min <= p_max < 100"
 ) -> tuple[float, float]:
-    """``value`` as two percentiles, the smaller first."""
-    value = unscramble(value)
+    """Return ``value`` as two percentiles, the smaller first."""
+    value = restore_list(value)
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise SettingError(name, value, allowed)
     try:
@@ -108,8 +101,8 @@ def percentile_pair(
     return low, high
 
 
-def unscramble(value: Any) -> Any:
-    """A list that OpenOOD's command line took apart into characters, put together again."""
+def restore_list(value: Any) -> Any:
+    """Return the list that OpenOOD's command line split into characters."""
     characters = isinstance(value, list | tuple) and all(isinstance(c, str) for c in value)
     if characters and value[:1] in (["["], ["("], ("[",), ("(",)):
         value = "".join(value)
@@ -122,11 +115,11 @@ def unscramble(value: Any) -> Any:
 
 
 def read_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """What YAML stands for.
+    """Parse YAML.
 
     Raises:
-        yaml.YAMLError: for whatever is wrong with it; of ``2001-99-99``, ``!!int a`` or deep nesting PyYAML lets Python's
-            own errors out.
+        yaml.YAMLError: Invalid YAML, including the cases for which PyYAML raises Python's own errors (``2001-99-99``,
+            ``!!int a``, deep nesting).
     """
     try:
         return yaml.load(text, loader)
@@ -135,7 +128,7 @@ def read_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any
 
 
 def section_of(name: str, value: Any) -> dict[Any, Any]:
-    """``value`` as a dict; None stands for an empty one."""
+    """Return ``value`` as a dict; None is an empty one."""
     if value is not None and not isinstance(value, Mapping):
         raise SettingError(name, value, "a section of names and values")
     return dict(value or {})
@@ -143,87 +136,115 @@ def section_of(name: str, value: Any) -> dict[Any, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of every method's settings; a frozen dataclass whose fields are checked when it is made.
+    """Base of every method's settings; the values are checked on creation.
 
-    The fields that stand here say how the network is run, and are not searched.
+    The fields of this class are inference settings and are not searched.
 
-    >>> Settings(batch="64", precision="auto").execution
-    Execution(precision='auto', memory_format='auto', batch=64)
+    >>> Settings(forward_batch_size="64", precision="auto").inference
+    InferenceSettings(precision='auto', memory_format='auto', forward_batch_size=64)
+
+    Args:
+        precision: Autocast precision of the forward passes: ``float32``, ``bfloat16``, ``float16``, or ``auto``, the
+            fastest that the device supports in hardware. Head, statistics and energy are float32 or float64 regardless.
+        memory_format: Memory format of image batches: ``contiguous``, ``channels_last``, or ``auto``, the faster one.
+        forward_batch_size: Images per forward pass (default: the loader's batches, on a CPU in chunks that fit its caches).
     """
 
     precision: str = "float32"
-    """Of the network's pass: ``float32``, ``bfloat16``, ``float16``, or ``auto``, the fastest that its device has
-    arithmetic for. The head, the statistics and the energy are float32 or float64 whatever it is."""
     memory_format: str = "auto"
-    """Of image batches: ``contiguous``, ``channels_last``, or ``auto``, the faster."""
-    batch: str | int = "loader"
-    """Images that go through the network at a time: ``loader``, as many as it gives; ``auto``, the largest number that pays,
-    found by trying; or a number."""
+    forward_batch_size: int | None = None
 
     not_swept: ClassVar[frozenset[str]] = frozenset()
-    """Settings that say where numbers come from rather than what to do with them: the same for all candidates."""
-
-    only_judge: ClassVar[frozenset[str]] = frozenset()
-    """Settings that what the method learns does not depend on."""
+    """Settings that must be the same for all candidates of a search."""
+    score_only: ClassVar[frozenset[str]] = frozenset()
+    """Settings that fitting does not depend on."""
 
     def __post_init__(self) -> None:
         self._set("precision", one_of("precision", self.precision, PRECISIONS))
         self._set("memory_format", one_of("memory_format", self.memory_format, MEMORY_FORMATS))
-        self._set("batch", _batch(self.batch))
+        if self.forward_batch_size is not None:
+            self._set("forward_batch_size", whole_number("forward_batch_size", self.forward_batch_size, 1))
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The settings' names, the method's own first."""
+        """Return the names of all settings, the inference settings last."""
         names = [f.name for f in dataclasses.fields(cls)]
-        return tuple(sorted(names, key=EXECUTION.__contains__))
+        return tuple(sorted(names, key=INFERENCE.__contains__))
 
     @classmethod
     def from_mapping(
         cls, mapping: Mapping[str, Any] | None, where: str = "settings", **defaults: Any
     ) -> Self:
-        """Settings from a yml's ``postprocessor_args`` or keyword arguments.
+        """Create settings from a YAML file's ``postprocessor_args``.
+
+        Args:
+            mapping: Values by name.
+            where: Name of the section in errors.
+            defaults: Values that ``mapping`` overrides.
 
         Raises:
-            SettingError: no mapping, an unknown key, or a value out of range.
+            SettingError: Not a mapping, an unknown key, or a value out of range.
         """
         mapping = section_of(where, mapping)
         for key in mapping:
             if key not in cls.names():
-                raise SettingError(f"{where}: {key}", mapping[key], "one of: " + ", ".join(cls.names()))
+                raise SettingError(
+                    f"{where}: {key_text(key)}", mapping[key], "one of: " + ", ".join(cls.names())
+                )
         return cls(**{**defaults, **mapping})
 
     def replace(self, **changes: Any) -> Self:
-        """The same settings but for ``changes``, checked again."""
+        """Return the settings with ``changes``, checked again."""
         return dataclasses.replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, as they would stand in a yml."""
+        """Return plain numbers, texts and lists, as in a YAML file."""
         chosen = {name: getattr(self, name) for name in self.names()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
 
-    def plan(self) -> Plan:
-        """What these settings ask of the images."""
-        return Plan()
+    def request(self) -> FeatureRequest:
+        """Return the feature request of these settings."""
+        return FeatureRequest()
 
     @property
-    def execution(self) -> Execution:
-        """How the network is to be run."""
-        return Execution(self.precision, self.memory_format, self.batch)
+    def inference(self) -> InferenceSettings:
+        """The inference settings."""
+        return InferenceSettings(self.precision, self.memory_format, self.forward_batch_size)
 
     @property
-    def source(self) -> str:
-        """Whose images the method learns from: ``val`` or ``train``, OpenOOD's names of the loaders."""
+    def split(self) -> str:
+        """Split that the method is fitted on, ``val`` or ``train``, by OpenOOD's names."""
         return "val"
 
-    def learnt_with(self) -> dict[str, Any]:
-        """Those settings that what a method learns depends on."""
-        chosen = self.as_dict()
-        without = {*self.only_judge, "memory_format", "batch"}
-        return {name: chosen[name] for name in chosen if name not in without}
+    def fit_settings(self) -> dict[str, Any]:
+        """Return the settings that the fitted state depends on."""
+        without = {*self.score_only, "memory_format", "forward_batch_size"}
+        return {name: value for name, value in self.as_dict().items() if name not in without}
+
+    def score_settings(self) -> dict[str, Any]:
+        """Return the settings that a score depends on."""
+        names = {*self.fit_settings(), *self.score_only}
+        return {name: value for name, value in self.as_dict().items() if name in names}
 
     def warn_if_doubtful(self) -> bool:
-        """Warn where the settings are allowed but probably not meant; whether that was so."""
-        return False
+        """Warn about settings that are allowed but probably not meant, and return True if there are any."""
+        doubts = self.doubts()
+        for doubt in doubts:
+            warnings.warn(doubt, UserWarning, stacklevel=3)
+        return bool(doubts)
+
+    def doubts(self) -> list[str]:
+        """Return a sentence for each setting that is allowed but probably not meant."""
+        given = getattr(self, "percentile", None)
+        percentiles = given if isinstance(given, tuple) else () if given is None else (given,)
+        if not percentiles or max(percentiles) > 1:
+            return []
+        shown = " and ".join(f"{p:g} %" for p in percentiles)
+        meant = " and ".join(f"{100 * p:g}" for p in percentiles)
+        return [
+            f"percentile = {given!r} is {shown}, since percentiles are in percent here; expected {meant} if these are "
+            "fractions, as in pytorch-ood and in ASH's and SCALE's code"
+        ]
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

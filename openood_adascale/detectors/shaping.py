@@ -1,25 +1,25 @@
-"""What the methods that shape activations share."""
+"""Shared parts of the methods that shape activations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
-from ..evidence.evidence import Evidence
+from ..features.statistics import FeatureStatistics
 
-# How many activations are shaped at a time, so that a search over many images needs little more memory.
-_BLOCK = 2**22
-
-
-def in_blocks(evidence: Evidence) -> Iterator[Evidence]:
-    """``evidence`` in parts of so many rows that shaping their activations needs little memory."""
-    rows = max(1, _BLOCK // max(1, evidence.size))
-    return (evidence[start : start + rows] for start in range(0, len(evidence), rows))
+_BLOCK = (
+    2**22
+)  # activations that are shaped at a time, so that a search over many images takes little more memory
 
 
-def head_logits(shaped: Tensor, evidence: Evidence) -> Tensor:
-    """(N, C) the head's output on (N, D) shaped activations, in their dtype."""
-    head = evidence.head
-    return functional.linear(shaped, head.weight.to(shaped), head.bias.to(shaped))
+def in_blocks(statistics: FeatureStatistics) -> Iterator[FeatureStatistics]:
+    """Yield ``statistics`` in blocks of rows that take little memory to shape."""
+    rows = max(1, _BLOCK // max(1, statistics.size))
+    return (statistics[start : start + rows] for start in range(0, len(statistics), rows))
+
+
+def head_logits(shaped: Tensor, statistics: FeatureStatistics) -> Tensor:
+    """Return the head's (N, C) output on (N, D) shaped activations, in their dtype."""
+    head = statistics.head
+    return nn.functional.linear(shaped, head.weight.to(shaped), head.bias.to(shaped))

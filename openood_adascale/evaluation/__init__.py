@@ -1,1 +1,1 @@
-"""OpenOOD's protocol on any loaders, without OpenOOD: metrics, benchmark, evaluation."""
+"""Evaluation of methods on ID and OOD images, OpenOOD-style, without OpenOOD."""

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import SettingError
+from ..errors import NotFiniteError, SettingError
 
 RESERVED = ("id", "nearood", "farood")
-"""What no OOD set can be called: rows of the table and the known images' scores are."""
+"""Names that no OOD set may have: those of the ID scores and of rows of the table."""
 
 
 @dataclass
 class Benchmark:
-    """The loaders of an evaluation; each yields ``(images, labels)`` or OpenOOD's dicts.
+    """The loaders of an evaluation; each yields ``(images, labels)``, images, or mappings of them.
 
     >>> sets = Benchmark(test=test_loader, near={"wolves": near_loader}, far={"textures": far_loader}, val=val_loader)
     >>> sets.loader("val") is val_loader
     True
 
     Args:
-        test: in-distribution test images, with labels.
-        near: near-OOD sets by name.
-        far: far-OOD sets by name; one set at least, near or far, is needed.
-        val: in-distribution validation images: what methods learn from, and half of the search.
-        ood_val: OOD validation images, the other half.
-        train: in-distribution training images, for methods that learn from them.
-        covariate_shift: OpenOOD's ``csid`` sets by name, which count as in-distribution under full-spectrum OOD.
-        classes: names of the network's classes 0, 1, …, for reports; none takes those of the test images' folders, if it has
-            as many classes.
+        test: ID test images, with labels for the accuracy.
+        near: Near-OOD sets by name.
+        far: Far-OOD sets by name; at least one set, near or far, is required.
+        val: ID validation images, for fitting and for the search.
+        ood_val: OOD validation images, for the search.
+        train: ID training images, for methods that are fitted on them.
+        covariate_shift: OpenOOD's ``csid`` sets by name, which count as ID in full-spectrum OOD detection.
+        classes: Names of the network's classes 0, 1, … (default: those of the test images' folders, if there is one for
+            each class). Class folders are matched to them by name.
+
+    Raises:
+        SettingError: No OOD set, or a name that is reserved or used twice.
     """
 
     test: Iterable[Any]
@@ -47,7 +51,7 @@ class Benchmark:
             if not isinstance(sets, Mapping):
                 raise SettingError(name, sets, "OOD sets, as {name: loader}")
             for key in sets:
-                if not isinstance(key, str) or key in RESERVED:
+                if not isinstance(key, str) or not key.strip() or key in RESERVED:
                     raise SettingError(
                         f"{name}: a set's name",
                         key,
@@ -60,33 +64,41 @@ class Benchmark:
 
     @classmethod
     def from_openood(cls, dataloader_dict: Mapping[str, Any]) -> Benchmark:
-        """From ``Evaluator(...).dataloader_dict``."""
-        known, ood = dataloader_dict["id"], dataloader_dict["ood"]
+        """Return the benchmark of ``Evaluator(...).dataloader_dict``."""
+        id_loaders, ood_loaders = dataloader_dict["id"], dataloader_dict["ood"]
         return cls(
-            known["test"],
-            ood["near"],
-            ood["far"],
-            known.get("val"),
-            ood.get("val"),
-            known.get("train"),
+            id_loaders["test"],
+            ood_loaders["near"],
+            ood_loaders["far"],
+            id_loaders.get("val"),
+            ood_loaders.get("val"),
+            id_loaders.get("train"),
             dataloader_dict.get("csid", {}),
         )
 
     @property
-    def known(self) -> dict[str, Any]:
+    def id_loader_dict(self) -> dict[str, Any]:
         """OpenOOD's ``id_loader_dict``."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
-    def ood(self) -> dict[str, Any]:
+    def ood_loader_dict(self) -> dict[str, Any]:
         """OpenOOD's ``ood_loader_dict``."""
         return {"val": self.ood_val, "near": self.near, "far": self.far}
 
+    def test_loaders(self, full_spectrum: bool = False) -> Iterator[tuple[str, Iterable[Any]]]:
+        """Yield name and loader of the test images: ``id`` for all that count as ID, then the OOD sets."""
+        yield "id", self.test
+        if full_spectrum:
+            for loader in self.covariate_shift.values():
+                yield "id", loader
+        yield from {**self.near, **self.far}.items()
+
     def loader(self, name: str) -> Iterable[Any]:
-        """``val``, ``ood_val`` or ``train``.
+        """Return ``val``, ``ood_val`` or ``train``.
 
         Raises:
-            ValueError: there is none.
+            ValueError: There is none.
         """
         found: Iterable[Any] | None = {"val": self.val, "ood_val": self.ood_val, "train": self.train}[name]
         if found is None:
@@ -94,3 +106,26 @@ class Benchmark:
                 f"benchmark.{name}: None is not allowed; the method needs these images to fit or search"
             )
         return found
+
+
+_OF_IMAGES = ("loader:", "images:", "scores:")
+
+
+@contextmanager
+def naming(name: str, all_errors: bool = False) -> Iterator[None]:
+    """Put the name of a set of images in front of errors that are about its images.
+
+    Args:
+        name: Name of the set.
+        all_errors: True for other people's code, whose errors do not say what they are about.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{name}: {error.what}", error.rows, error.names) from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        text = str(error)
+        about_images = text.startswith(_OF_IMAGES) or " fails on images of shape " in text
+        if type(error) not in (ValueError, TypeError, RuntimeError) or not (about_images or all_errors):
+            raise
+        raise type(error)(f"{name}: {text}") from error

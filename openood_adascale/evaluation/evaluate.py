@@ -1,22 +1,23 @@
-"""OpenOOD's evaluation of one or many methods, without OpenOOD: every loader is run once for all of them."""
+"""OpenOOD's evaluation protocol for one or many methods, without OpenOOD."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, overload
 
+import numpy as np
 from torch import nn
 
 from ..detectors.base import Detector
 from ..errors import SettingError
-from ..evidence.modes import evaluating
-from ..evidence.sharing import StoreLike, using_store
+from ..features.border import check_network
+from ..features.cache import CacheDir, feature_cache
+from ..features.modes import evaluating
 from .accuracy import accuracy
 from .benchmark import Benchmark
-from .in_group import together
-from .one_pass import AnyDetector, OnePass, Seen, TestScores
-from .postprocessors import Postprocessor, check, inferred, is_postprocessor, prepare
-from .result import Result, result_of
+from .one_pass import AnyDetector, ImageCollector, OnePass
+from .postprocessors import Postprocessor, check, infer, is_postprocessor, prepare
+from .result import Result, TestValues, result_of
 
 AnyMethod: TypeAlias = AnyDetector | Postprocessor
 
@@ -32,7 +33,8 @@ def evaluate(
     full_spectrum: bool = False,
     known_accuracy: float | None = None,
     progress: bool | None = None,
-    store: StoreLike = None,
+    cache_dir: CacheDir = None,
+    cache_tag: str | None = None,
 ) -> Result: ...
 
 
@@ -47,7 +49,8 @@ def evaluate(
     full_spectrum: bool = False,
     known_accuracy: float | None = None,
     progress: bool | None = None,
-    store: StoreLike = None,
+    cache_dir: CacheDir = None,
+    cache_tag: str | None = None,
 ) -> dict[str, Result]: ...
 
 
@@ -61,51 +64,46 @@ def evaluate(
     full_spectrum: bool = False,
     known_accuracy: float | None = None,
     progress: bool | None = None,
-    store: StoreLike = None,
+    cache_dir: CacheDir = None,
+    cache_tag: str | None = None,
 ) -> Result | dict[str, Result]:
-    """Search or fit on validation data, then judge every near and far set.
+    """Search or fit on validation images, then score every near and far set.
 
     >>> results = evaluate({"MSP": MSP(network), "AdaSCALE-A": AdaSCALE(network)}, benchmark)      # one pass for both
     >>> list(results["AdaSCALE-A"].table.index)
     ['wolves', 'nearood', 'textures', 'farood']
     >>> result = evaluate(AdaSCALE(network, k2=50), benchmark, search=False)
 
-    An image goes through a network once for all detectors that run it in the same precision, and for its accuracy. Where all
-    processes of a torch.distributed group call it, they share the passes over process 0's loaders, and all have its results.
+    Each image goes through a network once for all detectors with the same inference settings, and for the accuracy.
 
     Args:
-        method: a :class:`~openood_adascale.detectors.base.Detector`, or any object with OpenOOD's postprocessor methods
+        method: A :class:`~openood_adascale.detectors.base.Detector`, or an object with OpenOOD's postprocessor methods
             (``setup``, ``inference`` and, to search, ``APS_mode``, ``args_dict``, ``set_hyperparam``); or several by name,
-            whose results come back by name. A detector that is fitted already is not fitted anew.
-        benchmark: the loaders.
-        network: for a postprocessor without an attribute ``network``, what its methods are called with. A detector brings
-            its own, which may be named here.
-        search: search the hyperparameters on ``val`` and ``ood_val``, where the method has any to search. None does
-            so where ``sweep`` is given, or unless a detector is fitted, or has searched, already.
-        sweep: for one detector, what to search instead of its default.
-        full_spectrum: count the benchmark's covariate-shifted sets as in-distribution (OpenOOD's ``--fsood``).
-        known_accuracy: ACC in percent if it is known already; computed otherwise.
-        progress: True or False shows or hides the bars; None shows them in a terminal.
-        store: a folder (or :class:`~openood_adascale.evidence.store.Store`) that keeps the images' activations, so that
-            a later evaluation does not run the network over them again. None takes ``OPENOOD_ADASCALE_STORE`` or this
-            process's memory, False none.
+            whose results are returned by name. A fitted detector is not fitted again.
+        benchmark: The loaders.
+        network: Network of a postprocessor without an attribute ``network``. A detector has its own.
+        search: Search the hyperparameters on ``val`` and ``ood_val`` if the method has any (default: if ``sweep`` is given,
+            or the detector is not fitted yet).
+        sweep: Sweep of a single detector (default: its own).
+        full_spectrum: Count the benchmark's covariate-shifted sets as ID (OpenOOD's ``--fsood``).
+        known_accuracy: ACC in percent, or ``math.nan`` to leave it out (default: computed over the labelled ID test images;
+            a warning tells of unlabelled ones).
+        progress: True or False shows or hides the progress bars (default: shown in a terminal).
+        cache_dir: Directory of a feature cache, so that a later evaluation runs no network (default: the cache in use, else
+            ``OPENOOD_ADASCALE_CACHE_DIR``); False for none.
+        cache_tag: See :func:`~openood_adascale.features.cache.feature_cache`.
 
     Raises:
-        TypeError: another network than a method's own, none for a postprocessor, or a mapping of anything else than
+        TypeError: Another network than a method's own, none for a postprocessor, or a mapping of anything else than
             methods by name.
-        ValueError: loaders that the method needs are missing or empty, or scores are not finite.
-        SettingError: a sweep unknown, empty or out of range, or one that cannot be used; an empty mapping;
-            ``full_spectrum`` without covariate-shifted sets.
-        StoreError: the store cannot be used, or has no room.
+        ValueError: Missing or empty loaders, scores that are not finite, or test images without a label; names the set.
+        UnsupportedNetworkError: A network that cannot be used; see :mod:`~openood_adascale.features.border`.
+        SettingError: Labels that are no classes of the network, an invalid sweep, an empty mapping, or ``full_spectrum``
+            without covariate-shifted sets.
+        CacheError: The cache cannot be read or written.
     """
-    detectors = method if isinstance(method, Mapping) else {"": method}
-    with using_store(store):
-        return together(
-            lambda: _evaluate(
-                method, benchmark, network, search, sweep, full_spectrum, known_accuracy, progress
-            ),
-            {name: one for name, one in detectors.items() if isinstance(one, Detector)},
-        )
+    with feature_cache(cache_dir, cache_tag):
+        return _evaluate(method, benchmark, network, search, sweep, full_spectrum, known_accuracy, progress)
 
 
 def _evaluate(
@@ -144,7 +142,7 @@ def _check(
     sweep: Mapping[str, Sequence[Any]] | None,
     full_spectrum: bool,
 ) -> None:
-    """Raise before any pass where arguments do not go together: none of them is to be passed over in silence."""
+    """Check before any pass that the network can be used and the arguments go together."""
     methods = _several(method) if isinstance(method, Mapping) else [method]
     for one in methods:
         own = _network_of(one, network)
@@ -153,6 +151,7 @@ def _check(
                 f"network: this {type(network).__name__} is not the one that {type(one).__name__} has; "
                 "expected None, or the method's own"
             )
+        check_network(own)
         if not isinstance(one, Detector):
             with evaluating(own):
                 check(one, benchmark, search is not False)
@@ -166,24 +165,24 @@ def _check(
 
 
 def _several(methods: Mapping[str, AnyMethod]) -> list[AnyMethod]:
-    """Those of a mapping, which is to hold nothing else."""
+    """Return the methods in a mapping, which may hold nothing else."""
     if not methods:
         raise SettingError("method", methods, "at least one method by name")
     for name, method in methods.items():
         if not isinstance(name, str):
             raise TypeError(f"method: the name {name!r} is not allowed; expected text")
         if isinstance(method, type) or not (isinstance(method, Detector) or is_postprocessor(method)):
-            what = f"a {type(method).__name__}"
+            given = f"a {type(method).__name__}"
             if isinstance(method, type):
-                what = f"the class {getattr(method, '__name__', '')}"
+                given = f"the class {getattr(method, '__name__', '')}"
             raise TypeError(
-                f"method: {name!r} is {what}; expected a Detector, or an object with OpenOOD's postprocessor methods"
+                f"method: {name!r} is {given}; expected a Detector, or an object with OpenOOD's postprocessor methods"
             )
     return list(methods.values())
 
 
 def _network_of(method: AnyMethod, network: nn.Module | None) -> nn.Module:
-    """A method's own network, or the one that its methods are called with."""
+    """Return a method's own network, or the one that its methods are called with."""
     own = getattr(method, "network", None)
     found = own if isinstance(own, nn.Module) else network
     if found is None:
@@ -202,16 +201,24 @@ def _evaluate_postprocessor(
 ) -> tuple[Result, float]:
     with evaluating(network):  # as OpenOOD's Evaluator does for its postprocessors
         searched = prepare(method, benchmark, network, search)
-        tested, seen = TestScores(benchmark, full_spectrum), Seen()
-        for name, loader in tested.loaders():
-            predictions, scores, labels = inferred(method, network, loader, progress is not False)
-            tested.add(name, scores)
-            seen.add(labels, predictions)
-            seen.end(name, loader)
+        scores: dict[str, list[np.ndarray]] = {}
+        collector = ImageCollector()
+        for name, loader in benchmark.test_loaders(full_spectrum):
+            predictions, values, labels = infer(method, network, loader, name, progress is not False)
+            scores.setdefault(name, []).append(values)
+            collector.add(labels, predictions)
+            collector.end(name, loader)
         if known_accuracy is None:
-            known_accuracy = accuracy(network, *tested.known_loaders, progress=progress)
-    result = result_of(benchmark, tested, seen, searched, known_accuracy, full_spectrum)
+            known_accuracy = _accuracy(network, benchmark, full_spectrum, progress)
+    values_by_set = TestValues({name: np.concatenate(parts) for name, parts in scores.items()})
+    images = collector.images()
+    result = result_of(benchmark, values_by_set, images, 0, searched, known_accuracy, full_spectrum)
     return result, known_accuracy
+
+
+def _accuracy(network: nn.Module, benchmark: Benchmark, full_spectrum: bool, progress: bool | None) -> float:
+    loaders = [loader for name, loader in benchmark.test_loaders(full_spectrum) if name == "id"]
+    return accuracy(network, *loaders, classes=benchmark.classes, progress=progress)
 
 
 def _evaluate_detectors(
@@ -226,25 +233,29 @@ def _evaluate_detectors(
 ) -> dict[str, Result]:
     groups: dict[Any, dict[str, AnyDetector]] = {}
     for name, detector in detectors.items():
-        key = (id(detector.network), detector.settings.execution)
+        key = (id(detector.network), detector.settings.inference)
         groups.setdefault(key, {})[name] = detector
     found: dict[str, Result] = {}
     # float32 first: its pass gives the accuracy, which the others' do not.
     in_order = sorted(groups.values(), key=lambda group: _precision(group) != "float32")
     for group in in_order:
         one = OnePass(group, benchmark, progress)
-        tables = one.prepare(search, sweeps)
-        tested, seen, in_float32 = one.test(full_spectrum, known_accuracy is None)
+        searched = one.prepare(search, sweeps)
         network = next(iter(group.values())).network
-        percent = known_accuracy if known_accuracy is not None else accuracies.get(id(network), in_float32)
-        if percent is None:  # only a lower precision's is at hand, and ACC is the plain network's
-            percent = accuracy(network, *tested[next(iter(group))].known_loaders, progress=progress)
+        percent = known_accuracy if known_accuracy is not None else accuracies.get(id(network))
+        values, images, classes, counted = one.test(full_spectrum, percent is None)
+        if percent is None:  # ACC is the plain network's, which a lower precision does not give
+            percent = (
+                counted if counted is not None else _accuracy(network, benchmark, full_spectrum, progress)
+            )
         accuracies[id(network)] = percent
         for name in group:
-            found[name] = result_of(benchmark, tested[name], seen, tables.get(name), percent, full_spectrum)
+            found[name] = result_of(
+                benchmark, values[name], images, classes, searched.get(name), percent, full_spectrum
+            )
     return found
 
 
 def _precision(group: Mapping[str, AnyDetector]) -> str:
-    """In which all detectors of a group run their network."""
-    return next(iter(group.values())).settings.execution.precision
+    """Return the precision of the network for all detectors of a group."""
+    return next(iter(group.values())).settings.inference.precision

@@ -11,41 +11,52 @@ from torch import nn
 
 from ..detectors.search import product, search_aurocs
 from ..errors import SettingError
-from .benchmark import Benchmark
-from .per_image import whole
+from ..metrics import as_scores
+from .benchmark import Benchmark, naming
+from .per_image import as_classes
 
 
 class Postprocessor(Protocol):
-    """What OpenOOD calls of a postprocessor; to be searched it also has ``APS_mode``, ``args_dict``,
-    ``set_hyperparam``, ``get_hyperparam`` and ``hyperparam_search_done``. It may have a ``network`` of its own, and
-    ``check(benchmark)``, which raises before any pass where images that it needs are missing."""
+    """Methods that OpenOOD calls of a postprocessor.
+
+    To be searched it also has ``APS_mode``, ``args_dict``, ``set_hyperparam``, ``get_hyperparam`` and
+    ``hyperparam_search_done``. It may have a ``network`` of its own, and ``check(benchmark)``, which raises before any pass
+    if images that it needs are missing.
+    """
 
     def setup(self, net: Any, id_loader_dict: Any, ood_loader_dict: Any) -> Any:
-        """Learn."""
+        """Fit."""
 
     def inference(self, net: Any, data_loader: Any, progress: bool = True) -> Any:
-        """(N,) predicted classes, scores and labels of a loader's images."""
+        """Return (N,) predicted classes, scores and labels of a loader's images."""
 
 
 def is_postprocessor(method: Any) -> bool:
-    """Whether it has a postprocessor's methods."""
+    """Return True if an object has a postprocessor's methods."""
     return all(callable(getattr(method, name, None)) for name in ("setup", "inference"))
 
 
-def inferred(
-    method: Postprocessor, network: nn.Module, loader: Iterable[Any], progress: bool
+def infer(
+    method: Postprocessor, network: nn.Module, loader: Iterable[Any], name: str, progress: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N,) predicted classes, scores and labels of a loader's images; −1 for classes or labels that are none."""
-    predictions, scores, labels = method.inference(network, loader, progress=progress)
-    scores = np.asarray(scores)
-    return whole(predictions, len(scores)), scores, whole(labels, len(scores))
+    """Return (N,) predicted classes, float64 scores and labels of a loader's images (−1 for missing ones).
+
+    Raises:
+        ValueError: No scores, or something else than numbers; names the set.
+    """
+    with naming(name, all_errors=True):
+        predictions, scores, labels = method.inference(network, loader, progress=progress)
+    scores = as_scores(f"{name}: scores", scores)
+    if not len(scores):
+        raise ValueError(f"{name}: {type(method).__name__} returned no scores; expected one for each image")
+    return as_classes(predictions, len(scores)), scores, as_classes(labels, len(scores))
 
 
 def check(method: Postprocessor, benchmark: Benchmark, search: bool) -> None:
-    """Raise where images to learn or search with are missing, before any pass that needs them.
+    """Check that the images to fit or search with are there, before any pass.
 
     Raises:
-        ValueError: they are; and whatever the method's own ``check`` raises.
+        ValueError: Some are missing; and whatever the method's own ``check`` raises.
     """
     if callable(own := getattr(method, "check", None)):
         own(benchmark)
@@ -62,19 +73,21 @@ def _is_searched(method: Postprocessor, search: bool) -> bool:
 def prepare(
     method: Postprocessor, benchmark: Benchmark, network: nn.Module, search: bool
 ) -> pd.DataFrame | None:
-    """Set ``method`` up and search as OpenOOD's Evaluator does; the search's table, if there was one."""
-    method.setup(network, benchmark.known, benchmark.ood)
+    """Set a postprocessor up and search as OpenOOD's Evaluator does, and return the candidates if there was a search."""
+    method.setup(network, benchmark.id_loader_dict, benchmark.ood_loader_dict)
     searched: Any = method
     if not _is_searched(method, search):
         return None
-    known, unknown = benchmark.loader("val"), benchmark.loader("ood_val")
     if not searched.args_dict:
         raise SettingError("args_dict", searched.args_dict, "at least one setting to search")
     tried = [list(chosen.values()) for chosen in product(searched.args_dict)]
 
     def scores(chosen: list[Any]) -> tuple[np.ndarray, np.ndarray]:
         searched.set_hyperparam(chosen)
-        return inferred(method, network, known, False)[1], inferred(method, network, unknown, False)[1]
+        found = [
+            infer(method, network, benchmark.loader(name), name, False)[1] for name in ("val", "ood_val")
+        ]
+        return found[0], found[1]
 
     aurocs = search_aurocs(tried, scores, progress=False)
     searched.set_hyperparam(tried[int(np.argmax(aurocs))])

@@ -1,23 +1,22 @@
-"""What an evaluation found of one method."""
+"""The result of an evaluation for one method."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from ..metrics import COLUMNS, ood_metrics
 from .benchmark import Benchmark
-from .one_pass import Seen, TestScores
-from .per_image import PerImage
-from .which_files import classes_of
+from .per_image import PerImage, classes_of, folder_classes
 
 
 @dataclass
 class Result:
-    """What :func:`~.evaluate.evaluate` found of one method.
+    """Result of :func:`~.evaluate.evaluate` for one method.
 
     >>> result = evaluate(MSP(network), benchmark)
     >>> list(result.table.columns)
@@ -27,66 +26,91 @@ class Result:
     """
 
     table: pd.DataFrame
-    """Rows: the near sets, ``nearood`` (their mean), the far sets, ``farood``, each where there are such sets;
-    columns :data:`~openood_adascale.metrics.COLUMNS`, in percent."""
+    """Rows are the near sets, ``nearood`` (their mean), the far sets and ``farood``, as far as there are such sets;
+    columns are :data:`~openood_adascale.metrics.COLUMNS` in percent, with ACC NaN if it was left out."""
     scores: dict[str, np.ndarray]
-    """Of ``id`` (with the covariate-shifted sets under full-spectrum OOD) and of every OOD set by name."""
-    search: pd.DataFrame | None = None
-    """The candidates and their AUROC in percent, where there was a search."""
+    """(N,) float64 scores of ``id`` (with the covariate-shifted sets in full-spectrum OOD detection) and of each OOD set."""
+    search_results: pd.DataFrame | None = None
+    """The candidates of a search and their AUROC in percent (None without a search)."""
     near: tuple[str, ...] = ()
     far: tuple[str, ...] = ()
-    """The names of the OOD sets."""
+    """Names of the OOD sets."""
     scheme: str = "ood"
-    """``ood``, or ``fsood`` under full-spectrum OOD, as OpenOOD calls them."""
+    """``ood``, or ``fsood`` for full-spectrum OOD detection, as OpenOOD calls them."""
     images: dict[str, PerImage] = field(default_factory=dict)
-    """By the same names as :attr:`scores` and in their order: files, labels, predicted classes, adaptive percentiles."""
+    """Files, labels and predicted classes by the names of :attr:`scores`, and in their order."""
     classes: tuple[str, ...] = ()
-    """Names of the classes 0, 1, …, where they are known."""
+    """Names of the classes 0, 1, … (empty if they are unknown)."""
+
+
+@dataclass
+class TestValues:
+    """Values of the test images of one method by set, each (N,) float64."""
+
+    __test__ = False  # not a test, though pytest would take it for one
+
+    scores: dict[str, np.ndarray]
+    percentiles: dict[str, np.ndarray] = field(default_factory=dict)
+    oodness: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def result_of(
     benchmark: Benchmark,
-    tested: TestScores,
-    seen: Seen,
+    values: TestValues,
+    images: Mapping[str, PerImage],
+    class_count: int,
     search: pd.DataFrame | None,
-    known_accuracy: float,
+    accuracy: float,
     full_spectrum: bool,
 ) -> Result:
-    """One method's scores of all test images as a :class:`Result`.
+    """Return the :class:`Result` of one method.
 
     Args:
-        tested: its scores.
-        seen: what else the pass showed of the images.
-        search: the candidates' table, if it was searched.
-        known_accuracy: in percent.
-        full_spectrum: whether the covariate-shifted sets count as in-distribution.
+        benchmark: The loaders.
+        values: Scores by set, and what else the method has of each image.
+        images: Files, labels and predictions by set.
+        class_count: C, the number of classes of the network (0 if unknown).
+        search: Candidates of the search, if there was one.
+        accuracy: ACC in percent.
+        full_spectrum: True if the covariate-shifted sets count as ID.
+
+    Raises:
+        ValueError: Scores that are not finite; names the set.
     """
-    scores = tested.scores()
     rows: dict[str, dict[str, float]] = {}
     for split, sets in (("nearood", benchmark.near), ("farood", benchmark.far)):
         if not sets:
             continue
         for name in sets:
-            rows[name] = ood_metrics(scores["id"], scores[name])
+            rows[name] = _metrics(values.scores["id"], values.scores[name], name)
         rows[split] = {
             column: float(np.mean([rows[name][column] for name in sets])) for column in COLUMNS[:-1]
         }
-    table = pd.DataFrame.from_dict(rows, orient="index").assign(ACC=known_accuracy)[list(COLUMNS)]
-    scheme = "fsood" if full_spectrum else "ood"
+    table = pd.DataFrame.from_dict(rows, orient="index").assign(ACC=accuracy)[list(COLUMNS)]
     return Result(
         table,
-        scores,
+        values.scores,
         search,
         tuple(benchmark.near),
         tuple(benchmark.far),
-        scheme,
-        seen.images(tested.percentiles()),
-        _class_names(benchmark, seen.classes),
+        "fsood" if full_spectrum else "ood",
+        {
+            name: replace(part, percentiles=values.percentiles.get(name), oodness=values.oodness.get(name))
+            for name, part in images.items()
+        },
+        _class_names(benchmark, class_count),
     )
 
 
+def _metrics(id_scores: np.ndarray, ood_scores: np.ndarray, name: str) -> dict[str, float]:
+    try:
+        return ood_metrics(id_scores, ood_scores)
+    except ValueError as error:
+        text = str(error).replace("ood_scores", f"{name}: scores").replace("id_scores", "id: scores")
+        raise ValueError(text) from error
+
+
 def _class_names(benchmark: Benchmark, count: int) -> tuple[str, ...]:
-    """Of ``count`` classes of the network, 0 where that is not known."""
     if benchmark.classes:
         if count not in (0, len(benchmark.classes)):
             warnings.warn(
@@ -96,6 +120,7 @@ def _class_names(benchmark: Benchmark, count: int) -> tuple[str, ...]:
             )
             return ()
         return tuple(benchmark.classes)
-    # Those of the test images' folders are the network's only if there are as many.
-    names = classes_of(getattr(benchmark.test, "dataset", None))
+    # The dataset's names are the network's only if there are as many.
+    dataset = getattr(benchmark.test, "dataset", None)
+    names = folder_classes(dataset) or classes_of(dataset)
     return names if len(names) == count else ()

@@ -1,2 +1,1 @@
-"""Other libraries of out-of-distribution detection, a folder each: their detectors here, and the methods of this package
-there. A library is needed by its own folder alone."""
+"""Other OOD libraries: this package's methods as their detectors, and their detectors in ``evaluate``."""

@@ -1,1 +1,1 @@
-"""What makes an untouched OpenOOD know this package and run on this machine; nothing else imports OpenOOD."""
+"""The OpenOOD plugin: registration, device, stubs and postprocessors; the only package that imports OpenOOD."""

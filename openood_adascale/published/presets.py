@@ -39,7 +39,8 @@ def preset_name(variant: str, dataset: str, network: str) -> str:
 
     Args:
         variant: ``A`` or ``L``.
-        dataset, network: as the table of :func:`~openood_adascale.published.hyperparameters` names them.
+        dataset: Dataset of :func:`~openood_adascale.published.hyperparameters`.
+        network: Network of the same table.
     """
     method = next(method.name for method in METHODS.values() if method.label == f"AdaSCALE-{variant}")
     parts = [method, network] if dataset == "imagenet" else [method, dataset, network]

@@ -1,155 +1,134 @@
-"""The command line in fresh processes."""
+"""The command line as a whole: help, missing options, output streams, imports."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from command_line import call
+from pictures import call
 
 from openood_adascale import __version__
+from openood_adascale.cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
 
 
-def test_version():
+def start(arguments, cwd=None, **more):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, check=False, text=True, env=environment, **more
+    )
+
+
+def test_version_and_configs_and_presets():
     assert call("--version").stdout.strip() == __version__
-
-
-def test_configs_are_printed_and_there():
     folder, *files = call("configs").stdout.splitlines()
     assert {line.rpartition("/")[2] for line in files} >= {"adascale.yml", "adascale_logit.yml"}
     assert all(line.startswith(folder) for line in files)
-
-
-def test_presets_are_listed():
     lines = call("presets").stdout.splitlines()
     assert len(lines) == 1 + 24
     assert any(line.split()[:4] == ["adascale_resnet50", "A", "imagenet", "resnet50"] for line in lines)
 
 
-def test_folders_without_results_are_named(tmp_path):
-    done = call("report", tmp_path, check=False)
-    assert done.returncode == 2
-    assert str(tmp_path) in done.stderr
-    assert call("compare", tmp_path / "no.csv", check=False).returncode == 2
+@pytest.mark.parametrize("command", ["evaluate", "fit", "score", "cache", "configs", "presets", "doctor"])
+def test_help_has_defaults_an_example_and_80_columns(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = call(command, "--help").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"openood-adascale {command}" in text[text.index("example") :]
+    options, found = text[text.index("options:") : text.rindex("example")], []
+    for line in options.splitlines():
+        if line.startswith("  -") and "--help" not in line:
+            found.append(line)
+        elif found:
+            found[-1] += " " + line.strip()
+    assert all("(default:" in one or "(required" in one or "required)" in one for one in found), found
 
 
-def test_run_is_as_if_python_ran_the_script(tmp_path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/beside.py").write_text("VALUE = 7\n")
-    (tmp_path / "folder/script.py").write_text(
-        "import sys, beside\n"
-        "if __name__ == '__main__':\n"
-        "    print(sys.argv, beside.VALUE, 'openood_adascale' in sys.modules)\n"
-        "    raise SystemExit(3)\n"
-    )
-    done = call("run", "folder/script.py", "--root", "x", "-h", cwd=tmp_path, check=False)
-    assert done.stdout == "['folder/script.py', '--root', 'x', '-h'] 7 True\n"
-    assert done.returncode == 3
+def test_missing_required_options_are_named_together():
+    for arguments, told in [
+        (["fit"], "missing required options: --network, --val, --output"),
+        (["fit", "--network", "a:b", "--val", "c"], "missing required option: --output"),
+        (["evaluate"], "missing required options: --network, --id, --near or --far, --output"),
+        (["evaluate", "--far", "a=b", "-o", "c"], "missing required options: --network, --id"),
+        (["score"], "the following arguments are required: DETECTOR, PATH"),
+    ]:
+        done = call(*arguments, check=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert told in done.stderr
 
 
-def test_run_names_a_script_that_is_not_there():
-    done = call("run", "nowhere.py", check=False)
-    assert done.returncode == 2
-    assert "'nowhere.py' is not a file" in done.stderr
+def test_errors_of_the_package_are_one_line(monkeypatch):
+    from openood_adascale.cli import configs
+
+    for error in (
+        ValueError("a\nb"),
+        RuntimeError("a\nb"),
+        OSError("a b"),
+        ImportError("a b"),
+        MemoryError("a b"),
+        TypeError("a b"),
+    ):
+
+        def fail(options, error=error):
+            raise error
+
+        monkeypatch.setattr(configs, "execute", fail)
+        done = call("configs", check=False)
+        assert (done.returncode, done.stderr) == (2, "openood-adascale configs: a b\n")
+    worker = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent):\n  x\nValueError: bad"
+    monkeypatch.setattr(configs, "execute", lambda options: (_ for _ in ()).throw(ValueError(worker)))
+    assert call("configs", check=False).stderr == "openood-adascale configs: ValueError: bad\n"
+    monkeypatch.setattr(configs, "execute", lambda options: {}["a bug"])
+    with pytest.raises(KeyError):
+        call("configs")
 
 
-RESULT = ",FPR@95,AUROC,AUPR_IN,AUPR_OUT,ACC\nssb_hard,60,70,1,1,1\nnearood,60,70,1,1,1\n"
-
-
-def closed_early(arguments, cwd):
-    """A command whose standard output nobody reads any more, as behind ``| head``."""
+@pytest.mark.parametrize("command", [["configs"], ["--help"]])
+def test_closed_output_ends_quietly(command):
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        return subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            stdout=writing,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-        )
+        done = start(["-m", "openood_adascale", *command], stdout=writing, stderr=subprocess.PIPE)
     finally:
         os.close(writing)
-
-
-@pytest.mark.parametrize("unbuffered", [[], ["-u"]])
-@pytest.mark.parametrize(
-    "command", [["configs"], ["presets"], ["compare", "."], ["report", "."], ["--help"], ["run", "--help"]]
-)
-def test_a_closed_output_ends_quietly(tmp_path, command, unbuffered):
-    folder = tmp_path / "imagenet_resnet50_tvsv1_base_default"
-    (folder / "ood").mkdir(parents=True)
-    (folder / "ood" / "adascale.csv").write_text(RESULT)
-    done = closed_early([*unbuffered, "-m", "openood_adascale", *command], folder)
     assert done.stderr == ""
-    # As where SIGPIPE ends a program, and not compare's "1 outside"; argparse itself forgives a failed write.
+    # As SIGPIPE ends a program; argparse itself forgives a failed write.
     assert done.returncode == 141 or ("--help" in command and done.returncode == 0)
 
 
-def test_a_script_meets_a_closed_output_as_under_python(tmp_path):
-    for text in ("print('x')", "print('x' * 100_000)", "import sys; print('x'); sys.exit(4)"):
-        (tmp_path / "script.py").write_text(text)
-        python, run = (
-            closed_early([*words, "script.py"], tmp_path) for words in ([], ["-m", "openood_adascale", "run"])
-        )
-        assert run.returncode == python.returncode
-        assert run.stderr.splitlines()[-1] == python.stderr.splitlines()[-1]
-
-
-def test_no_standard_output_at_all(tmp_path):
-    """``>&-``: sys.stdout is None."""
-    command = f"'{sys.executable}' -m openood_adascale configs >&-"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+def test_no_standard_output_at_all():
+    done = start(
+        ["-c", "import sys; sys.stdout = None; from openood_adascale.cli import main; main(['configs'])"],
+        capture_output=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_output_without_these_letters(tmp_path):
-    """A terminal or file whose encoding lacks ± and Greek."""
-    folder = tmp_path / "imagenet_resnet50_tvsv1_base_default" / "ood"
-    folder.mkdir(parents=True)
-    (folder / "adascale.csv").write_text(RESULT)
-    done = call("compare", folder, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 1
-    assert "OUTSIDE" in done.stdout
-
-
-@pytest.mark.parametrize("command", ["--version", "configs", "--help"])
-def test_simple_commands_import_nothing_heavy(command):
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["configs"], ["--help"], ["fit"], ["evaluate", "--help"]]
+)
+def test_simple_commands_import_nothing_heavy(arguments):
     heavy = ("torch", "pandas", "sklearn", "matplotlib")
     script = (
         "import sys\n"
         "from openood_adascale.cli import main\n"
         "try:\n"
-        f"    main([{command!r}])\n"
+        f"    main({arguments!r})\n"
         "except SystemExit:\n"
         "    pass\n"
-        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)\n"
+        f"print([name for name in {heavy} if name in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
+    done = start(["-c", script], capture_output=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]", done.stderr
 
 
-@pytest.mark.parametrize("command", [["report", "."], ["demo"]])
-def test_without_matplotlib(tmp_path, command):
-    """It is an extra: what draws says how to get it, at once."""
-    (tmp_path / "ood").mkdir()
-    (tmp_path / "ood" / "adascale.csv").write_text(RESULT)
-    script = (
-        "import sys\n"
-        "sys.modules['matplotlib'] = None\n"
-        "from openood_adascale.cli import main\n"
-        f"status = main({command!r})\n"
-        "print(*sorted({'torch', 'sklearn'} & {*sys.modules}))\n"
-        "raise SystemExit(status)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr == "error: pictures need Matplotlib: pip install 'openood-adascale[plots]'\n"
-    assert done.stdout == "\n"  # nothing that takes seconds to import
-    assert [path.name for path in tmp_path.iterdir()] == ["ood"]
+def test_commands_have_a_file_each():
+    files = {path.stem for path in (ROOT / "openood_adascale/cli").glob("*.py")}
+    assert files == {*COMMANDS, "__init__", "options", "output"}

@@ -1,97 +1,227 @@
+"""Settings and sweeps: every value is used as it was meant, or refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import warnings
+
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from openood_adascale import AdaSCALE
 from openood_adascale.detectors.adascale import AdaSCALESettings
 from openood_adascale.detectors.bfact import BFActSettings
+from openood_adascale.detectors.lts import LTSSettings
 from openood_adascale.detectors.optfs import OptFSSettings
+from openood_adascale.detectors.registry import METHODS
 from openood_adascale.detectors.scale import FixedPercentileSettings
-from openood_adascale.detectors.search import candidates, parse_sweep
-from openood_adascale.detectors.settings import Settings
-from openood_adascale.errors import SettingError
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("variant", "B"), ("pixels", "trvial"), ("percentile", (85, 80)), ("percentile", (0, 80)),
-        ("percentile", (80, 100)), ("percentile", 85), ("percentile", (80,)), ("percentile", "80"),
-        ("k1", 0), ("k1", 101), ("k2", -1), ("k2", "many"), ("o", 0), ("o", 1.5), ("epsilon", 0), ("epsilon", float("nan")),
-        ("lmbda", -1), ("lmbda", True), ("num_samples", 0), ("num_samples", 1.5), ("seed", -1), ("k1", None),
-    ],
-)  # fmt: skip
-def test_out_of_range_names_the_setting_and_its_value(name, value):
-    with pytest.raises(SettingError) as error:
-        AdaSCALESettings(**{name: value})
-    assert name in str(error.value)
-    assert "expected" in str(error.value)
-    shown = value if not isinstance(value, tuple) else value[0]
-    assert str(shown) in str(error.value)
-
-
-def test_unknown_key_lists_the_known():
-    with pytest.raises(SettingError, match=r"postprocessor_args: k3: .*percentile, k1, k2"):
-        AdaSCALESettings.from_mapping({"k3": 1}, "postprocessor_args")
-
-
-def test_what_a_yml_and_a_command_line_give():
-    settings = AdaSCALESettings.from_mapping(
-        {"percentile": list("[60, 85]"), "k1": 2, "epsilon": "5e-1", "lmbda": "5", "num_samples": "100"}
-    )
-    assert settings.percentile == (60.0, 85.0)
-    assert (settings.k1, settings.epsilon, settings.lmbda, settings.num_samples) == (2.0, 0.5, 5.0, 100)
-    assert AdaSCALESettings.from_mapping(settings.as_dict()) == settings
-
-
-def test_candidates_come_in_openoods_order_whatever_the_sweep_names():
-    sweep = {"lmbda_list": [1, 10], "percentile_list": [[60, 70], [80, 85]]}
-    tried = candidates(AdaSCALESettings(), sweep)
-    assert [(c.lmbda, c.percentile) for c in tried] == [
-        (1, (60, 70)), (10, (60, 70)), (1, (80, 85)), (10, (80, 85)),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "sweep",
-    [
-        None,
-        {},
-        {"k1_list": []},
-        {"k9_list": [1]},
-        {"k1_list": 3},
-        {"k1_list": [0]},
-        {"percentile_list": [80, 85]},
-    ],
+from openood_adascale.detectors.search import candidates, parse_sweep, product
+from openood_adascale.detectors.settings import (
+    INFERENCE,
+    Settings,
+    number_within,
+    percentile_pair,
+    whole_number,
 )
-def test_bad_sweeps(sweep):
-    with pytest.raises(SettingError):
-        candidates(AdaSCALESettings(), sweep)
+from openood_adascale.errors import SettingError, key_text
+from openood_adascale.features.extractor import InferenceSettings
+from openood_adascale.features.statistics import FeatureRequest, Perturbation
+
+KINDS = [AdaSCALESettings, BFActSettings, OptFSSettings, FixedPercentileSettings, LTSSettings, Settings]
+NONE = [True, None, "x", [1], math.nan, math.inf]
+PAIR = "a pair [p_min, p_max] with 0 < p_min <= p_max < 100"
+BINS_PAIR = "a pair [low, high] with 0 < low < high < 100"
+LARGEST = 2**63 - 1
+EDGES = [
+    (AdaSCALESettings, "k1", [1e-9, 100], [0, 100.001, *NONE], "a number in (0, 100]"),
+    (AdaSCALESettings, "k2", [1e-9, 100], [0, 100.001, *NONE], "a number in (0, 100]"),
+    (AdaSCALESettings, "lmbda", [0, 1e300], [-1e-9, 10**400, *NONE], "a number in [0, inf)"),
+    (AdaSCALESettings, "o", [1e-9, 1], [0, 1.001, *NONE], "a number in (0, 1]"),
+    (AdaSCALESettings, "epsilon", [1e-9, 1e9], [0, -1, *NONE], "a number in (0, inf)"),
+    (AdaSCALESettings, "seed", [0, LARGEST], [-1, 0.5, 2**64, *NONE], f"a whole number from 0 to {LARGEST}"),
+    (AdaSCALESettings, "num_samples", [1, None], [0, 1.5, True, "x"], f"a whole number from 1 to {LARGEST}"),
+    (AdaSCALESettings, "variant", ["A", "L"], ["a", "AL", None, 1], "one of 'A', 'L'"),
+    (AdaSCALESettings, "pixels", ["all"], ["some", None], "one of 'trivial', 'random', 'salient', 'all'"),
+    (AdaSCALESettings, "percentile", [[1, 1], [0.1, 99.9]], [[0, 5], [5, 100], [9, 8], [5], 5, None, "80", ""], PAIR),
+    (OptFSSettings, "percentile", [[0.1, 99.9]], [[0, 5], [5, 100], [8.0, 8.0], [9, 8], [5], 5], BINS_PAIR),
+    (OptFSSettings, "bins", [1, 2**20], [0, 2**20 + 1, 1.5, *NONE], "a whole number from 1 to 1048576"),
+    (OptFSSettings, "score", ["vanilla", "energy"], ["msp", None], "one of 'vanilla', 'energy'"),
+    (OptFSSettings, "fit_split", ["train", "val"], ["test", None], "one of 'train', 'val'"),
+    (BFActSettings, "fit_split", ["train", "val"], ["test", None], "one of 'train', 'val'"),
+    (BFActSettings, "percentile", [1e-9, 99.99], [0, 100, *NONE], "a number in (0, 100)"),
+    (BFActSettings, "order", [1, 1e9], [0.999, *NONE], "a number in [1, inf)"),
+    (FixedPercentileSettings, "percentile", [1e-9, 99.99], [0, 100, *NONE], "a number in (0, 100)"),
+    (LTSSettings, "percentile", [1e-9, 99.99], [0, 100, *NONE], "a number in (0, 100)"),
+    (Settings, "forward_batch_size", [None, 1, 7], [0, "x", 1.5, True], f"a whole number from 1 to {LARGEST}"),
+    (Settings, "precision", ["float32", "auto"], ["float64", 32], "one of 'float32', 'bfloat16', 'float16', 'auto'"),
+    (Settings, "memory_format", ["auto"], ["nchw", None], "one of 'auto', 'contiguous', 'channels_last'"),
+]  # fmt: skip
 
 
-def test_sweep_of_scrambled_list():
-    assert parse_sweep(AdaSCALESettings, {"k2_list": list("[5, 10]")}) == {"k2": [5, 10]}
+@pytest.mark.parametrize(("kind", "name", "good", "bad", "allowed"), EDGES)
+def test_setting_has_its_edges(kind, name, good, bad, allowed):
+    for value in good:
+        found = getattr(kind(**{name: value}), name)
+        assert (list(found) if isinstance(found, tuple) else found) == value
+    for value in bad:
+        with pytest.raises(SettingError) as error:
+            kind(**{name: value})
+        assert (error.value.name, error.value.allowed) == (name, allowed)
+        assert error.value.value is value or error.value.value == value
+        assert str(error.value) == f"{name}: {value!r} is not allowed; expected {allowed}"
 
 
-def test_older_naming_draws_one_warning():
-    with pytest.warns(UserWarning, match="the other way round") as caught:
-        AdaSCALESettings(k1=5, k2=1).warn_if_doubtful()
-    assert len(caught) == 1
+# Anything that a YAML file, a command line or a program may hold.
+
+scalars = st.one_of(
+    st.none(), st.none().map(lambda _: 10**5000),
+    st.booleans(), st.integers(), st.integers(0, 100), st.floats(), st.floats(0, 100),
+    st.sampled_from([10**400, math.nan, 2**63, "1e400", "0x_", "nan", "!!int a", "2001-99-99"]),
+    st.text(max_size=8), st.floats(0, 100).map(repr), st.integers(0, 100).map(str),
+    st.sampled_from(["A", "L", "trivial", "random", "auto", "bfloat16", "train", "val", "energy", "contiguous"]),
+    st.dates(), st.binary(max_size=4), st.floats(0, 100).map(np.float32), st.integers(0, 99).map(np.int64),
+    st.sampled_from(["A", "val"]).map(np.str_),
+)  # fmt: skip
+pairs = st.tuples(st.floats(0, 100), st.floats(0, 100))
+junk = st.one_of(
+    scalars,
+    st.recursive(
+        scalars, lambda one: st.lists(one, max_size=3) | st.dictionaries(st.text(max_size=3), one, max_size=3), max_leaves=6
+    ),
+    pairs.map(list), pairs, pairs.map(lambda p: f"[{p[0]}, {p[1]}]"), pairs.map(lambda p: list(f"({p[0]},{p[1]})")),
+    pairs.map(np.array), st.lists(st.floats(), max_size=3).map(np.array),
+)  # fmt: skip
 
 
-def test_seeds_are_kept_to_the_last_digit():
-    for seed in (2**53 + 1, 2**63 - 1, "9007199254740993", np.int64(7)):
-        assert AdaSCALESettings(seed=seed).seed == int(seed)
-    for seed in (2**64, 10**400, -1, 1.5, float("nan"), True, "1e400"):
-        with pytest.raises(SettingError, match=r"seed: .* a whole number from 0 to 9223372036854775807"):
-            AdaSCALESettings(seed=seed)
-    with pytest.raises(SettingError, match="lmbda"):
-        AdaSCALESettings(lmbda=10**400)
-    assert AdaSCALESettings(num_samples=5e3).num_samples == 5000
+def attempt(call):
+    """Return the result of a call and None, or None and the SettingError that it raised."""
+    try:
+        return call(), None
+    except SettingError as error:
+        return None, error
 
 
-def laughs():
-    """What shows as a billion words; a few lines of YAML say it."""
+def assert_usable(settings):
+    """Check what every settings object can do."""
+    plain = settings.as_dict()
+    for text, read in ((json.dumps(plain), json.loads), (yaml.safe_dump(plain), yaml.safe_load)):
+        assert type(settings).from_mapping(read(text)) == settings
+    assert hash(settings) == hash(settings.replace())
+    assert settings.request().covers(settings.request())
+    assert set(settings.fit_settings()) <= set(settings.names())
+    assert settings.split in ("train", "val")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        settings.warn_if_doubtful()
+
+
+@given(st.sampled_from(KINDS), st.data())
+def test_any_value_is_accepted_or_named(kind, data):
+    name = data.draw(st.sampled_from(kind.names()))
+    value = data.draw(junk)
+    for make in (lambda: kind(**{name: value}), lambda: kind().replace(**{name: value})):
+        found, error = attempt(make)
+        if error is not None:
+            assert error.name == name
+            assert str(error).startswith(f"{name}: ")
+            assert str(error).endswith(f" is not allowed; expected {error.allowed}")
+            assert len(str(error)) < 1300
+        else:
+            assert_usable(found)
+            value_type = {field.name: field.type for field in dataclasses.fields(kind)}[name]
+            stored = getattr(found, name)
+            assert type(stored).__name__ in value_type.replace("None", "NoneType")
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                assert stored == value
+
+
+@given(
+    st.sampled_from(KINDS),
+    st.dictionaries(
+        st.one_of(
+            st.sampled_from(AdaSCALESettings().names()), scalars.filter(lambda x: isinstance(x, str | int))
+        ),
+        junk,
+        max_size=3,
+    ),
+)
+def test_any_mapping_is_accepted_or_named(kind, mapping):
+    found, error = attempt(lambda: kind.from_mapping(mapping, "args"))
+    if error is not None:
+        named = error.name.removeprefix("args: ")
+        assert named in map(key_text, mapping)
+        assert (named in kind.names()) or error.allowed == "one of: " + ", ".join(kind.names())
+    else:
+        assert set(mapping) <= set(kind.names())
+        assert_usable(found)
+
+
+@given(st.sampled_from(KINDS), st.data())
+def test_any_sweep_is_accepted_or_named(kind, data):
+    keys = (
+        st.sampled_from([f"{name}_list" for name in kind.names()])
+        | st.sampled_from(kind.names())
+        | st.text(max_size=4)
+    )
+    values = st.lists(junk, max_size=3) | junk
+    sweep = data.draw(st.dictionaries(keys, values, max_size=2) | junk)
+    found, error = attempt(lambda: candidates(kind(), sweep))
+    if error is not None:
+        place = error.name.removeprefix("postprocessor_sweep: ").removesuffix("_list")
+        assert error.name == "postprocessor_sweep" or place in kind.names() or place in map(key_text, sweep)
+    else:
+        assert len(found) >= 1
+        for settings in found:
+            assert_usable(settings)
+        swept = {key.removesuffix("_list") for key in sweep}
+        assert not swept & {*INFERENCE, *kind.not_swept}
+        assert all(settings.replace(**{n: getattr(kind(), n) for n in swept}) == kind() for settings in found)
+
+
+# What is accepted, and as what.
+
+
+def test_defaults_come_in_order():
+    last = {"precision": "float32", "memory_format": "auto", "forward_batch_size": None}
+    assert list(AdaSCALESettings().as_dict().items()) == [
+        ("variant", "A"), ("percentile", [80.0, 85.0]), ("k1", 1.0), ("k2", 5.0), ("lmbda", 10.0), ("o", 0.05),
+        ("epsilon", 0.5), ("pixels", "trivial"), ("num_samples", None), ("seed", 0), *last.items(),
+    ]  # fmt: skip
+    assert OptFSSettings().as_dict() == {
+        "bins": 100, "percentile": [0.1, 99.9], "score": "vanilla", "fit_split": "train", **last,
+    }  # fmt: skip
+    assert BFActSettings().as_dict() == {"percentile": 95.0, "order": 2.0, "fit_split": "train", **last}
+    assert FixedPercentileSettings().as_dict() == {"percentile": 85.0, **last}
+    assert LTSSettings().as_dict() == {"percentile": 95.0, **last}
+    chosen = Settings(precision="bfloat16", memory_format="contiguous", forward_batch_size="3")
+    assert chosen.inference == InferenceSettings("bfloat16", "contiguous", 3)
+
+
+@pytest.mark.parametrize(
+    "value", ["[5, 9]", "(5, 9)", (5, 9), [5, 9], list("[5, 9]"), tuple("(5,9)"), ["5", "9"]]
+)
+def test_pair_is_read_as_command_lines_give_it(network, value):
+    assert percentile_pair("percentile", value) == (5.0, 9.0)
+    assert AdaSCALE(network, percentile=value).settings.percentile == (5.0, 9.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[2001-99-99]", "[!!int a]", "[!!bool a]", "[!!timestamp a]", "[0x_]", "[" * 700, "[{[1]: 2}]", "[*a]", "[&a *a]"],
+)  # fmt: skip
+def test_text_that_is_no_pair_is_refused(text):
+    for given_text in (text, list(text), tuple(text)):
+        with pytest.raises(SettingError, match="percentile: "):
+            AdaSCALESettings(percentile=given_text)
+
+
+def nested_lists():
+    """Ten lists of ten lists of …: a few lines of YAML say it, and its repr fills the memory."""
     found = ["ha"] * 10
     for _ in range(12):
         found = [found] * 10
@@ -100,124 +230,134 @@ def laughs():
 
 @pytest.mark.parametrize(
     "value",
-    [
-        laughs(), 10**5000, [10**5000], ["x"] * 10**5, "x" * 10**5, np.array(["auto", "loader"]), np.zeros(10**6),
-        {"a": laughs()},
-    ],
-    ids=range(8),
+    [nested_lists(), [10**5000], ["x"] * 10**5, "x" * 10**5, np.zeros(10**6), {"a": nested_lists()}], ids=range(6),
 )  # fmt: skip
-def test_any_value_is_refused_in_a_few_words(value):
-    for name in AdaSCALESettings.names():
-        with pytest.raises(SettingError, match=f"^{name}: ") as error:
-            AdaSCALESettings(**{name: value})
-        assert len(str(error.value)) < 1200
+def test_huge_value_is_refused_in_few_words(value):
+    for kind in KINDS:
+        for name in kind.names():
+            with pytest.raises(SettingError, match=f"^{name}: ") as error:
+                kind(**{name: value})
+            assert len(str(error.value)) < 1200
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("brackets", "low", "high"),
+    [("()", False, False), ("(]", False, True), ("[)", True, False), ("[]", True, True)],
+)
+def test_interval_keeps_its_brackets(brackets, low, high):
+    for value, fine in ((1, low), (2, high), (1.5, True), (0.5, False), (2.5, False)):
+        if fine:
+            assert number_within("x", value, 1, 2, brackets=brackets) == value
+        else:
+            with pytest.raises(SettingError) as error:
+                number_within("x", value, 1, 2, brackets=brackets)
+            assert error.value.allowed == f"a number in {brackets[0]}1, 2{brackets[1]}"
+
+
+@pytest.mark.parametrize("value", ["7", 7, 7.0, "7.0", np.int8(7), np.float32(7)])
+def test_whole_number_is_exact(value):
+    assert (whole_number("x", value, 7, 7), type(whole_number("x", value, 7, 7))) == (7, int)
+    assert AdaSCALESettings(seed="9007199254740993").seed == 2**53 + 1
+    with pytest.raises(SettingError, match=r"^x: .* expected a whole number from 8 to 9$"):
+        whole_number("x", value, 8, 9)
+
+
+# What depends on settings.
+
+
+def test_request_says_what_settings_need():
+    settings = AdaSCALESettings(percentile=[60, 85], k1=2, k2=7, pixels="salient", o=0.1, epsilon=0.3, seed=4)
+    assert settings.request() == FeatureRequest((60, 85), (2,), (7,), (Perturbation("salient", 0.1, 0.3),))
+    assert AdaSCALESettings(pixels="random", seed=4).perturbation == Perturbation("random", 0.05, 0.5, 4)
+    assert LTSSettings(percentile=70).request() == FeatureRequest((70, 70))
+    assert BFActSettings().request() == OptFSSettings().request() == FeatureRequest(activations=True)
+    assert Settings().request() == FeatureRequest()
+
+
+def test_fit_settings_are_those_that_fitting_depends_on():
+    always = {"k1", "k2", "lmbda", "epsilon", "pixels", "num_samples", "precision"}
+    assert set(AdaSCALESettings().fit_settings()) == {*always, "o"}
+    assert set(AdaSCALESettings(pixels="all").fit_settings()) == always
+    assert set(AdaSCALESettings(pixels="random").fit_settings()) == {*always, "o", "seed"}
+    assert set(AdaSCALESettings(num_samples=3).fit_settings()) == {*always, "o", "seed"}
+    assert set(BFActSettings().fit_settings()) == {"percentile", "fit_split", "precision"}
+    assert set(OptFSSettings().fit_settings()) == {"bins", "percentile", "fit_split", "precision"}
+    assert [kind(fit_split="val").split for kind in (OptFSSettings, BFActSettings)] == ["val", "val"]
+
+
+def test_exchanged_k1_and_k2_draw_a_warning():
+    with pytest.warns(UserWarning, match=r"^k1 = 5 is larger than k2 = 2\.5\. .* the other way round"):
+        assert AdaSCALESettings(k1=5, k2=2.5).warn_if_doubtful()
+    for fine in (AdaSCALESettings(k1=5, k2=5), BFActSettings()):
+        assert not fine.warn_if_doubtful()
+
+
+# Sweeps.
+
+
+def test_candidates_come_in_openood_order():
+    assert product({}) == [{}]
+    sweep = {"lmbda_list": [1, 10], "percentile_list": [[60, 70], [80, 85]]}
+    found = [(one.lmbda, one.percentile) for one in candidates(AdaSCALESettings(k2=7), sweep)]
+    assert found == [(1, (60, 70)), (10, (60, 70)), (1, (80, 85)), (10, (80, 85))]
+    assert (
+        candidates(AdaSCALESettings(k2=7), {"k1": [1, 2]})[1].as_dict()
+        == AdaSCALESettings(k1=2, k2=7).as_dict()
+    )
+
+
+@pytest.mark.parametrize(
+    "values", [[10, 20], (10, 20), range(10, 21, 10), np.array([10, 20]), "[10, 20]", list("[10, 20]")]
+)
+def test_sweep_takes_lists_of_any_kind(values):
+    found = parse_sweep(OptFSSettings, {"bins_list": values, "score": ["energy"]})
+    assert found == {"bins": [10, 20], "score": ["energy"]}
+    assert [type(value) for value in found["bins"]] == [int, int]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "name", "allowed"),
     [
-        "[2001-99-99]",
-        "[!!int a]",
-        "[!!bool a]",
-        "[!!timestamp a]",
-        "[0x_]",
-        "[" * 700,
-        "[{[1]: 2}]",
-        "[*a]",
-        "[&a *a]",
+        (None, "postprocessor_sweep", "at least one list <setting>_list, or APS_mode: False"),
+        ({}, "postprocessor_sweep", "at least one list <setting>_list, or APS_mode: False"),
+        ([1], "postprocessor_sweep", "a section of names and values"),
+        ({"k3_list": [1]}, "postprocessor_sweep: k3_list", "one of: bins_list, percentile_list, score_list"),
+        ({"fit_split_list": ["val"]}, "postprocessor_sweep: fit_split_list", "fit_split in postprocessor_args only"),
+        ({"precision_list": ["auto"]}, "postprocessor_sweep: precision_list", "precision in postprocessor_args only"),
+        ({"bins_list": []}, "postprocessor_sweep: bins_list", "a list of at least one value"),
+        ({"bins_list": 3}, "postprocessor_sweep: bins_list", "a list of at least one value"),
+        ({"bins_list": [0]}, "bins", "a whole number from 1 to 1048576"),
     ],
-)
-def test_text_that_is_no_yaml_is_no_pair(text):
-    for given in (text, list(text), tuple(text)):
-        with pytest.raises(SettingError, match="percentile: "):
-            AdaSCALESettings(percentile=given)
+)  # fmt: skip
+def test_bad_sweep_is_named(sweep, name, allowed):
+    with pytest.raises(SettingError) as error:
+        candidates(OptFSSettings(), sweep)
+    assert (error.value.name, error.value.allowed) == (name, allowed)
 
 
-def test_arrays_in_a_pair():
-    with pytest.raises(SettingError, match="percentile: "):
-        AdaSCALESettings(percentile=[np.array([1, 2]), 3])
-    assert AdaSCALESettings(percentile=tuple("[60, 85]")).percentile == (60, 85)
+def test_bad_sweep_is_refused_before_any_pass(network, id_images):
+    for method in METHODS.values():
+        detector = method.detector(network)
+        more = {"fit_loader": [id_images]} if "fit_split" in detector.settings.names() else {}
+        with pytest.raises(SettingError):
+            detector.search([id_images], [id_images], {"k9_list": [1, 200]}, **more)
+    assert not network.calls
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        (
-            AdaSCALESettings,
-            {"variant": "L", "pixels": "all", "precision": "auto", "memory_format": "contiguous"},
-        ),
-        (OptFSSettings, {"score": "energy", "learn_from": "val", "batch": "auto"}),
-        (BFActSettings, {"learn_from": "val", "batch": "auto"}),
-    ],
-)
-def test_numpys_words_become_plain_ones(kind, words):
-    found = kind(**{name: np.str_(word) for name, word in words.items()})
-    assert {type(getattr(found, name)) for name in words} == {str}
-    assert yaml.safe_load(yaml.safe_dump(found.as_dict())).items() >= words.items()
-
-
-@pytest.mark.parametrize("number", [np.float32(1), np.int64(1), "1", 1])
-def test_numpys_numbers_become_plain_ones(number):
-    names = {
-        "k1": float,
-        "k2": float,
-        "lmbda": float,
-        "o": float,
-        "epsilon": float,
-        "seed": int,
-        "num_samples": int,
-    }
-    found = AdaSCALESettings(**dict.fromkeys(names, number))
-    assert {name: type(getattr(found, name)) for name in names} == names
-    assert type(OptFSSettings(bins=number).bins) is int
-    assert [
-        type(one) for one in (BFActSettings(percentile=number).percentile, BFActSettings(order=number).order)
-    ] == [
-        float,
-        float,
-    ]
-    assert type(FixedPercentileSettings(percentile=number).percentile) is float
-    assert type(Settings(batch=number).batch) is int
-
-
-@pytest.mark.parametrize("section", [0, 5, "k1", ["k1"], [("k1", 5)], ()])
-def test_what_is_no_section(section):
-    with pytest.raises(SettingError, match=r"args: .* a section of names and values"):
-        AdaSCALESettings.from_mapping(section, "args")
-    with pytest.raises(SettingError, match="postprocessor_sweep: "):
-        parse_sweep(AdaSCALESettings, section)
-    with pytest.raises(SettingError, match="postprocessor_sweep: 5"):
-        parse_sweep(AdaSCALESettings, {5: [1]})
-
-
-def test_an_empty_text_is_shown_as_it_is():
-    with pytest.raises(SettingError, match="percentile: '' is not allowed"):
-        AdaSCALESettings(percentile="")
-
-
-@pytest.mark.parametrize(
-    "given", ["(70, 95)", "[70, 95]", list("(70,95)"), list("[70,95]"), tuple("(70,95)")]
-)
-def test_pairs_as_openoods_command_line_hands_them_on(network, given):
-    assert AdaSCALE(network, percentile=given).settings.percentile == (70, 95)
-
-
-def test_what_is_wrong_is_named_whole(network):
-    with pytest.raises(SettingError, match=r"^batch: 0 is not allowed"):
-        AdaSCALE(network, batch=0)
-    with pytest.raises(SettingError, match="expected one of 'trivial', "):
-        AdaSCALE(network, pixels="few")
-    with pytest.raises(
-        SettingError,
-        match=r"depth_list: \[1\] is not allowed; expected one of: variant_list, percentile_list, ",
-    ):
-        parse_sweep(AdaSCALESettings, {"depth_list": [1]})
-
-
-def test_a_seed_that_is_not_used_asks_for_no_other_fit(network):
-    def learnt(**settings):
-        return AdaSCALE(network, **settings).settings.learnt_with()
-
-    assert "seed" not in learnt(pixels="trivial", num_samples=None)
-    assert "seed" in learnt(pixels="trivial", num_samples=10)
-    assert "seed" in learnt(pixels="random", num_samples=None)
+def test_unknown_key_lists_the_known_ones():
+    for key in (10**5000, None, 5, ("k1",)):  # YAML takes any key
+        with pytest.raises(SettingError, match="one of: "):
+            BFActSettings.from_mapping({key: 1})
+        with pytest.raises(SettingError, match="one of: "):
+            parse_sweep(BFActSettings, {key: [1]})
+    with pytest.raises(SettingError) as error:
+        BFActSettings.from_mapping({"k": 1}, "postprocessor_args")
+    assert (error.value.name, error.value.value) == ("postprocessor_args: k", 1)
+    assert (
+        error.value.allowed
+        == "one of: percentile, order, fit_split, precision, memory_format, forward_batch_size"
+    )
+    assert BFActSettings.from_mapping(None) == BFActSettings()
+    assert BFActSettings.from_mapping({"order": 3}, order=4, percentile=50) == BFActSettings(
+        percentile=50, order=3
+    )

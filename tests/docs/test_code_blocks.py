@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import subprocess
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ from typing import Any
 import documented
 import numpy as np
 import pytest
-import quick_process
 import reference
 import yaml
 from code_blocks import Block, all_blocks, blocks_of
@@ -20,9 +21,9 @@ from command_line import call_here
 from openood_bench import find_openood
 
 import openood_adascale
-from openood_adascale.evidence.sharing import forget
 
 BLOCKS = all_blocks()
+CONFIGS = Path(__file__).parents[2] / "configs" / "postprocessors"
 CHECKOUT_PAGES = ("docs/openood.md", "docs/own-datasets.md", "docs/compare.md")
 """Pages whose blocks run in a checkout of OpenOOD, where there is one."""
 
@@ -92,7 +93,13 @@ class Page:
             **variables,
         }
         module = [] if program == "python" else ["-m", "openood_adascale"]
-        done = quick_process.run([*module, *arguments], self.place, {**os.environ, **found})
+        done = subprocess.run(
+            [sys.executable, *module, *arguments],
+            cwd=self.place,
+            env={**os.environ, **found},
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -110,23 +117,22 @@ def check_yml(block: Block, place: Path) -> None:
     """A yml of OpenOOD's for one of this package's methods, or a description of a data set, for what reads it."""
     content = yaml.safe_load(block.code)
     if "postprocessor" in content:
-        from openood_adascale.plugin.names import packaged_yml, postprocessor_methods
-        from openood_adascale.plugin.yml import Configuration
+        from openood_adascale.plugin.config import Configuration, postprocessor_methods
 
         section = content["postprocessor"]
         found = Configuration.parse(postprocessor_methods()[section["name"]], section)
         if block.page == "docs/openood.md":  # shows all that there is
-            packaged = yaml.safe_load(packaged_yml(section["name"]).read_text(encoding="utf-8"))
+            packaged = yaml.safe_load((CONFIGS / f"{section['name']}.yml").read_text(encoding="utf-8"))
             assert section["postprocessor_args"] == packaged["postprocessor"]["postprocessor_args"]
             assert set(section["postprocessor_args"]) == set(found.settings.names()) - {"variant"}
         return
-    from openood_adascale.plugin.own_data import read
+    from openood_adascale.plugin.custom_dataset import read_description
 
     path = place / f"{content['name']}.yml"
     path.write_text(block.code, encoding="utf-8")
-    found = read(path)
-    found.look()
-    assert found.known["test"].find(found.classes).labels == [*[0] * 4, *[1] * 4, *[2] * 4]
+    found = read_description(path)
+    found.check_images()
+    assert found.id_sets["test"].find(found.classes).labels == [*[0] * 4, *[1] * 4, *[2] * 4]
 
 
 def why_not(block: Block) -> str:
@@ -170,7 +176,6 @@ def test_it_runs(block, pages, monkeypatch):
     if page.openood is not None:
         monkeypatch.syspath_prepend(str(page.place))
     monkeypatch.setenv("OPENOOD_DEVICE", "cpu")
-    forget()
     page.run(block)
 
 

@@ -12,18 +12,11 @@ import pytest
 import torch
 
 import openood_adascale
-from openood_adascale import equations, metrics
+from openood_adascale import functional, metrics
 from openood_adascale.detectors.base import Detector
-from openood_adascale.detectors.file import load
-from openood_adascale.detectors.learning import LearningDetector
 from openood_adascale.detectors.registry import METHODS
-from openood_adascale.detectors.scale import FixedPercentileSettings
-from openood_adascale.detectors.search import Search
-from openood_adascale.detectors.settings import Settings
 from openood_adascale.evaluation.per_image import PerImage
 from openood_adascale.evaluation.result import Result
-from openood_adascale.evaluation.tables import save_csv
-from openood_adascale.reporting.gather import from_results
 
 PACKAGE = Path(openood_adascale.__file__).parent
 WITH_EXAMPLES = [
@@ -34,9 +27,8 @@ WITH_EXAMPLES = [
 PUBLIC = [
     *dict.fromkeys(method.detector for method in METHODS.values()),
     *dict.fromkeys(method.detector.settings_class for method in METHODS.values()),
-    Detector, LearningDetector, Settings, FixedPercentileSettings, Search, PerImage, Result,
-    openood_adascale.Benchmark, openood_adascale.evaluate, openood_adascale.using_store,
-    load, save_csv, from_results, metrics.ood_metrics, equations.scaling_factor,
+    Detector, PerImage, Result, openood_adascale.Benchmark, openood_adascale.evaluate,
+    openood_adascale.feature_cache, metrics.ood_metrics, functional.scaling_factor,
 ]  # fmt: skip
 
 
@@ -45,7 +37,9 @@ def names(tmp_path, monkeypatch):
     """What an example can use; its files go to a folder of its own."""
     monkeypatch.chdir(tmp_path)
     public = {name: getattr(openood_adascale, name) for name in openood_adascale.__all__}
-    return {**public, **documented.names(), "torch": torch, "openood_adascale": openood_adascale}
+    found = documented.names()
+    modules = {"torch": torch, "openood_adascale": openood_adascale}
+    return {**public, **found, **modules, "model": found["network"], "loader": found["val_loader"]}
 
 
 def run(found, names):

@@ -15,7 +15,6 @@ from openood_adascale.detectors.scale import SCALE
 from openood_adascale.errors import SettingError
 from openood_adascale.evaluation.benchmark import Benchmark
 from openood_adascale.evaluation.evaluate import evaluate
-from openood_adascale.evidence.sharing import forget
 
 
 class Postprocessor:
@@ -112,7 +111,6 @@ def test_the_order_of_precisions_makes_no_difference(network, data):
     """ACC is the float32 network's: its pass gives it, whichever detector is named first."""
 
     def passes(*precisions):
-        forget()
         network.calls.clear()
         results = evaluate({name: MSP(network, precision=name) for name in precisions}, data, progress=False)
         assert list(results) == list(precisions)
@@ -126,8 +124,8 @@ class NotANumber(Detector):
 
     settings_class = AdaSCALE.settings_class
 
-    def judge(self, evidence, settings, state):
-        score, pred = evidence.logits.double().max(1)
+    def score_statistics(self, statistics, settings, state):
+        score, pred = statistics.logits.double().max(1)
         return pred, torch.full_like(score, torch.nan) if settings.k1 == 2 else score
 
 

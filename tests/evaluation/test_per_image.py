@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +10,12 @@ import torch
 from tiny import TinyNet, make_images, make_loader
 from torch.utils import data
 
-from openood_adascale import AdaSCALE, Benchmark, evaluate, using_store
+from openood_adascale import AdaSCALE, Benchmark, evaluate, feature_cache
+from openood_adascale.data.files import ImageFiles, find_images
 from openood_adascale.detectors.msp import MSP
 from openood_adascale.detectors.registry import METHODS
-from openood_adascale.evaluation.folders import ImageFiles, find_images
-from openood_adascale.evaluation.per_image import PerImage, joined, whole
-from openood_adascale.evaluation.which_files import files_of
+from openood_adascale.errors import SettingError
+from openood_adascale.evaluation.per_image import as_classes, files_of
 
 Image = pytest.importorskip("PIL.Image")
 datasets = pytest.importorskip("torchvision.datasets")
@@ -78,7 +77,7 @@ def check(result, name="near"):
     return known
 
 
-@pytest.mark.parametrize("store", [False, True, "disk"])
+@pytest.mark.parametrize("store", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_score_stands_beside_its_file(files, tmp_path, store, workers):
     chosen = [7, 2, 9, 3, 3]
@@ -90,16 +89,19 @@ def test_each_score_stands_beside_its_file(files, tmp_path, store, workers):
     }
     near = {kind: data.DataLoader(each, batch_size=4, num_workers=workers) for kind, each in kinds.items()}
     loaders = Benchmark(make_loader(make_images(20, 1)), near, {"far": make_loader(make_images(9, 2))})
-    with using_store(tmp_path / "store" if store == "disk" else store):
-        for _ in range(2 if store else 1):  # the second from the store
+    with feature_cache(tmp_path / "cache" if store else False):
+        for _ in range(2 if store else 1):  # the second from the cache
             result = evaluate(MSP(Shade()), loaders, known_accuracy=1.0, progress=False)
             for kind in kinds:
                 known = check(result, kind)
                 assert known.percentiles is None
             assert list(result.images["subset"].paths) == [files.paths[i] for i in chosen]
             assert result.images["folder"].labels.tolist() == [0] * 6 + [1] * 5
-            assert (result.images["far"].paths, "no files" in result.images["far"].unknown) == ((), True)
-            assert result.images["id"].labels.tolist() == [i % 5 for i in range(20)]
+            assert (result.images["far"].paths, "no attribute paths" in result.images["far"].reason) == (
+                (),
+                True,
+            )
+            assert result.images["id"].labels.tolist() == [i % 5 if i % 5 < 3 else -1 for i in range(20)]
 
 
 def test_the_last_batch_may_be_left_out(files):
@@ -165,11 +167,11 @@ class Stream(data.IterableDataset):
         ),
         (lambda files: Loader(files, 4), "Loader"),
         (lambda files: list(data.DataLoader(files, 4)), "list"),
-        (lambda files: data.DataLoader(OtherFolder(files.root, as_tensor), 4), "no files"),
+        (lambda files: data.DataLoader(OtherFolder(files.root, as_tensor), 4), "no attribute paths"),
         (lambda files: data.DataLoader(Stream(), 4), "sampler of its own"),
-        (lambda files: make_loader(make_images(6, 1)), "no files"),
-        (lambda files: data.DataLoader(_with_paths(["a"]), 4), "no files"),
-        (lambda files: data.DataLoader(_with_paths([1] * 6), 4), "no files"),
+        (lambda files: make_loader(make_images(6, 1)), "no attribute paths"),
+        (lambda files: data.DataLoader(_with_paths(["a"]), 4), "no attribute paths"),
+        (lambda files: data.DataLoader(_with_paths([1] * 6), 4), "no attribute paths"),
     ],
 )  # fmt: skip
 def test_no_file_where_it_is_not_certain_which(files, make, why):
@@ -199,7 +201,7 @@ def test_a_loader_that_yields_other_images_than_it_tells_has_no_files(files):
     shrinking.done = False
     loader = data.DataLoader(shrinking, batch_size=3)
     known = benchmark(make_loader(make_images(20, 1)), loader)
-    with using_store(False):
+    with feature_cache(False):
         result = evaluate(MSP(Shade()), known, known_accuracy=1.0, progress=False)
         assert len(result.images["near"].paths) == 9
         shrinking.paths.append("one that was not read")
@@ -216,8 +218,6 @@ def test_percentiles_are_adascales_own(network, data):
             want = detectors[name].percentiles(loader.dataset.tensors[0])
             np.testing.assert_allclose(known.percentiles, want, rtol=1e-6)
             assert known.percentiles.dtype == np.float64
-            # Nothing is kept twice.
-            assert known.predictions is results["msp"].images[key].predictions
     assert all(known.percentiles is None for known in results["msp"].images.values())
     full = evaluate(detectors["adascale"], data, full_spectrum=True, progress=False)
     assert len(full.images["id"].percentiles) == len(full.images["id"].labels) == 40
@@ -232,7 +232,7 @@ def test_full_spectrum_joins_the_known_sets(files, tmp_path):
     known.covariate_shift = {"shifted": data.DataLoader(files, batch_size=4, shuffle=True)}
     result = evaluate(MSP(Shade()), known, full_spectrum=True, known_accuracy=1.0, progress=False)
     assert result.images["id"].paths == ()
-    assert "shuffled" in result.images["id"].unknown
+    assert "shuffled" in result.images["id"].reason
 
 
 def test_names_of_classes(files):
@@ -242,8 +242,10 @@ def test_names_of_classes(files):
         return found.classes
 
     assert classes(["a", "b", "c"]) == ("a", "b", "c")
-    assert classes(["a", "b"]) == ()  # the network has three
-    assert classes(["a", "b"], classes=["x", "y", "z"]) == ("x", "y", "z")
+    assert classes(["a"]) == ()  # a folder of unlabelled images
+    with pytest.raises(SettingError, match=r"2 class folders .*3, one for each of the network's 3 classes"):
+        classes(["a", "b"])
+    assert classes(["y", "x"], classes=["x", "y", "z"]) == ("x", "y", "z")
     with pytest.warns(UserWarning, match="2 names are left out; the network has 3 classes"):
         assert classes([], classes=["x", "y"]) == ()
 
@@ -281,14 +283,9 @@ def test_a_postprocessors_images(files):
         )
 
 
-def test_whole_numbers_and_parts():
-    assert whole(torch.tensor([1, 2]), 2).tolist() == [1, 2]
-    assert whole([1, 2], 3).tolist() == [-1] * 3
-    part = PerImage(np.array([1]), np.array([2]), ("a",), "", np.array([80.0]))
-    both = joined([part, replace(part, paths=("b",))])
-    assert (both.paths, both.labels.tolist(), both.percentiles.tolist()) == (("a", "b"), [1, 1], [80, 80])
-    assert joined([part, replace(part, paths=(), unknown="lost")]).unknown == "lost"
-    assert joined([part, replace(part, percentiles=None)]).percentiles is None
+def test_classes_are_whole_numbers():
+    assert as_classes(torch.tensor([1, 2]), 2).tolist() == [1, 2]
+    assert as_classes([1, 2], 3).tolist() == [-1] * 3
 
 
 def test_memory_grows_by_a_few_numbers_only(network, data):

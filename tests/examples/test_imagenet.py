@@ -96,18 +96,18 @@ def test_evaluation_search_and_table(data, capsys):
         data / "imagenet.yml",
         "--network",
         network,
-        "--out",
+        "--output",
         out,
         "--workers",
         "0",
     ]
-    done = call(*words, "--images", "0", "--quiet")
+    done = call(*words, "--max-images", "0", "--quiet")
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(out / "ood/adascale.csv", index_col=0)["ACC"].notna().all()
 
-    stored = sorted((data / "store").rglob("*.safetensors"))
+    stored = sorted((data / "features").rglob("*.safetensors"))
     table = script("search_all").main([str(data), network, "--workers", "0", "--out", str(out / "all")])
-    assert sorted((data / "store").rglob("*.safetensors")) == stored, "a pass was run again"
+    assert sorted((data / "features").rglob("*.safetensors")) == stored, "a pass was run again"
     assert list(table.index) == [
         f"AdaSCALE-{variant}, {what}" for variant in "AL" for what in ("percentiles", "all")
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pytorch_ood_benchmark import benchmark_of, train
-from pytorch_ood_networks import SEEN, Net, known_and_unknown
+from pytorch_ood_networks import Net, known_and_unknown
 from tiny import make_images
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,13 +18,12 @@ def network() -> Net:
     with torch.no_grad():
         for _ in range(20):  # batch statistics that differ from eval mode's
             network.train()(torch.randn(16, 3, 8, 8) * 2 + 1)
-    SEEN.clear()
     return network.eval()
 
 
 @pytest.fixture
 def fit_loader() -> DataLoader:
-    """50 in-distribution images, and 30 that are far from it."""
+    """50 ID images, and 30 OOD images far from them."""
     return known_and_unknown(make_images(50, 1), make_images(30, 2, shift=4))
 
 

@@ -1,14 +1,15 @@
-"""pytorch-ood's detectors in `evaluate`: their own scores with the sign turned, from stored activations where these do."""
+"""pytorch-ood's detectors in `evaluate`: their own scores with the sign turned round, from features if these give them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from pytorch_ood_benchmark import by_itself, same_scores
-from pytorch_ood_networks import SEEN, Net
+from pytorch_ood_benchmark import IMAGES, assert_same_scores, scores_by_itself
+from pytorch_ood_networks import Net, images_seen
 from sklearn.metrics import roc_auc_score
-from tiny import HEAD, make_images
+from tiny import HEAD
+from torch.nn.utils import parametrizations
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
 
@@ -18,183 +19,210 @@ from pytorch_ood.api import Detector, RequiresFittingException
 import openood_adascale
 from openood_adascale import Benchmark, evaluate
 from openood_adascale.errors import SettingError
-from openood_adascale.evidence.sharing import forget
-from openood_adascale.integrations.pytorch_ood import LTS, adapt
+from openood_adascale.integrations.pytorch_ood import AdaSCALE, adapt, penultimate_encoder
 
 ON_LOGITS = {
     "MaxSoftmax": theirs.MaxSoftmax, "Energy": theirs.EnergyBased, "Entropy": theirs.Entropy, "MaxLogit": theirs.MaxLogit,
     "GEN": theirs.GEN, "KLMatching": theirs.KLMatching, "TemperatureScaling": theirs.TemperatureScaling,
     "OpenMax": theirs.OpenMax, "WeightedEBO": lambda net: theirs.WeightedEBO(net, torch.ones(5)),
-    "KNN on logits": lambda net: theirs.KNN(net, k=20),
 }  # fmt: skip
 ON_ACTIVATIONS = {
-    "KNN": lambda net: theirs.KNN(net.features, k=20),
-    "ViM": lambda net: theirs.ViM(net.features, 16, net.fc.weight, net.fc.bias),
-    "DICE": lambda net: theirs.DICE(net.features, net.fc.weight, net.fc.bias, 0.7),
-    "GMM": lambda net: theirs.GMM(net.features, reg=1e-2),
-    "Mahalanobis": lambda net: theirs.Mahalanobis(net.features),
-    "SHE": lambda net: theirs.SHE(net.features, net.fc),
-    "NNGuide": lambda net: theirs.NNGuide(net.features, net.fc),
-    "fDBD": lambda net: theirs.fDBD(net.features, net.fc),
-    "NCI": lambda net: theirs.NCI(net.features, net.fc),
-    "LTS": lambda net: theirs.LTS(net.features, net.fc),
-    "SCALE": lambda net: theirs.SCALE(net.maps, net.from_maps, 0.85),
-    "ASH": lambda net: theirs.ASH(net.maps, net.from_maps),
-    "VRA": lambda net: theirs.VRA(net.maps, net.from_maps),
+    "KNN": lambda net, encoder: theirs.KNN(encoder, k=20),
+    "ViM": lambda net, encoder: theirs.ViM(encoder, 16, net.fc.weight, net.fc.bias),
+    "DICE": lambda net, encoder: theirs.DICE(encoder, net.fc.weight, net.fc.bias, 0.7),
+    "GMM": lambda net, encoder: theirs.GMM(encoder, reg=1e-2),
+    "Mahalanobis": lambda net, encoder: theirs.Mahalanobis(encoder),
+    "SHE": lambda net, encoder: theirs.SHE(encoder, net.fc),
+    "NNGuide": lambda net, encoder: theirs.NNGuide(encoder, net.fc),
+    "fDBD": lambda net, encoder: theirs.fDBD(encoder, net.fc),
+    "NCI": lambda net, encoder: theirs.NCI(encoder, net.fc),
+    "LTS": lambda net, encoder: theirs.LTS(encoder, net.fc),
 }
+TOTAL = sum(IMAGES.values()) - IMAGES["val"] - IMAGES["ood_val"]
+
+
+class Doubled(theirs.MaxSoftmax):
+    """Differs from pytorch-ood's own class on images only."""
+
+    def predict(self, x):
+        return 2 * super().predict(x)
+
+
 ON_IMAGES = {
-    "ODIN": (lambda net: theirs.ODIN(net), "ODIN works on images"),
-    "MahalanobisODIN": (lambda net: theirs.MahalanobisODIN(net.features), "MahalanobisODIN works on images"),
-    "GradNorm": (lambda net: theirs.GradNorm(net), "GradNorm works on images"),
-    "SCALE inside": (
-        lambda net: theirs.SCALE(net.early_maps, net.from_early_maps, 0.85),
-        "predict_feature_maps is given neither the activations of the network's last layer but one nor its logits",
-    ),
-    "ReAct inside": (
-        lambda net: theirs.ReAct(net.early_maps, net.from_early_maps),
-        "its fit does more than to call fit_feature_maps once",
-    ),
+    "ODIN": theirs.ODIN,
+    "GradNorm": theirs.GradNorm,
+    "Mahalanobis with ODIN": lambda net: theirs.MahalanobisODIN(net.features),
+    "ReAct": lambda net: theirs.ReAct(net.maps, net.from_maps),
+    "ASH": lambda net: theirs.ASH(net.maps, net.from_maps),
+    "encoder of the user's": lambda net: theirs.KNN(lambda x: 2 * net.features(x), k=5, normalize=False),
+    "perturbed features": lambda net: theirs.KNN(AdaSCALE(net).encoder, k=5),
+    "another network": lambda net: theirs.Entropy(other_network()),
+    "subclass": Doubled,
+    "method of this package": AdaSCALE,
 }
+
+
+def other_network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return Net().eval()
 
 
 @pytest.fixture
 def network(trained):
-    SEEN.clear()
     return trained[0]
 
 
 @pytest.mark.parametrize("name", [*ON_LOGITS, *ON_ACTIVATIONS])
-def test_from_stored_activations(network, data, name):
-    make = {**ON_LOGITS, **ON_ACTIVATIONS}[name]
-    want = by_itself(make(network), data)
-    adapted = adapt(make(network), network)
-    methods = {
-        "LTS": openood_adascale.LTS(network),
-        "theirs": adapted,
-        "BFAct": openood_adascale.BFAct(network),
-    }
-    SEEN.clear()
-    results = evaluate(methods, data, progress=False)
-    assert adapted.reasons == []
-    same_scores(results["theirs"].scores, want, rtol=2e-4)
-    # One pass over all images, and the few that both ways are tried with.
-    images = 230 + 60 + 40 + 40
-    tried = 16 * (2 * 3 + (4 if adapted.detector.requires_fit else 0))
-    assert images <= sum(SEEN) <= images + tried + 2 * HEAD
-    table = results["theirs"].table
-    assert table["ACC"].iloc[0] == results["LTS"].table["ACC"].iloc[0]
-    labels = np.r_[np.zeros(60), np.ones(40)]
-    known_and_far = -np.r_[want["id"], want["far"]]
-    assert table.loc["far", "AUROC"] == pytest.approx(100 * roc_auc_score(labels, known_and_far), abs=0.2)
+def test_features_give_the_detector_s_own_scores(network, data, name, tmp_path):
+    if name in ON_LOGITS:
+        own = ON_LOGITS[name](network)
+        source, detectors = "logits", [ON_LOGITS[name](network)]
+    else:
+        own = ON_ACTIVATIONS[name](network, network.features)
+        encoders = (penultimate_encoder(network), None)
+        source, detectors = "activation", [ON_ACTIVATIONS[name](network, encoder) for encoder in encoders]
+    want = scores_by_itself(own, data)
+    for number, detector in enumerate(detectors):
+        adapted = adapt(detector, network)
+        assert adapted.source == source
+        ours = {"LTS": openood_adascale.LTS(network), "BFAct": openood_adascale.BFAct(network)}
+        results = {}
+
+        def run(adapted=adapted, ours=ours, results=results, number=number):
+            methods = {**ours, "theirs": adapted}
+            results.update(evaluate(methods, data, progress=False, cache_dir=tmp_path / str(number)))
+
+        assert images_seen(run) <= TOTAL + 2 * HEAD  # one pass for all methods
+        assert_same_scores(results["theirs"].scores, want, rtol=2e-4)
+        table = results["theirs"].table
+        assert table["ACC"].iloc[0] == results["LTS"].table["ACC"].iloc[0]
+        auroc = roc_auc_score(np.r_[np.zeros(60), np.ones(40)], -np.r_[want["id"], want["far"]])
+        assert table.loc["far", "AUROC"] == pytest.approx(100 * auroc, abs=0.2)
+        # Without a cache the scores are the same.
+        found = evaluate(adapted, data, progress=False, cache_dir=False)
+        assert_same_scores(found.scores, want, rtol=2e-4)
 
 
 @pytest.mark.parametrize("name", ON_IMAGES)
-def test_on_images_as_they_are(network, data, name):
-    make, reason = ON_IMAGES[name]
-    want = by_itself(make(network), data)
-    adapted = adapt(make(network), network)
-    found = evaluate({"theirs": adapted, "MSP": openood_adascale.MSP(network)}, data, progress=False)[
-        "theirs"
-    ]
-    same_scores(found.scores, want, rtol=1e-6)
-    assert reason in adapted.reasons
+def test_other_detectors_run_on_the_images(network, data, name, tmp_path):
+    want = scores_by_itself(ON_IMAGES[name](network), data)
+    adapted = adapt(ON_IMAGES[name](network), network)
+    assert adapted.source == "images"
+    methods = {"MSP": openood_adascale.MSP(network), "theirs": adapted}
+    results = evaluate(methods, data, progress=False, cache_dir=tmp_path)
+    assert_same_scores(results["theirs"].scores, want, rtol=1e-6)
     assert not network.training
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("name", ["Energy", "KNN"])
-def test_where_nothing_is_shared(network, data, name):
-    make = {**ON_LOGITS, **ON_ACTIVATIONS}[name]
-    want = by_itself(make(network), data)
-    for store, loaders in ((False, data), (None, listed(data))):
-        adapted = adapt(make(network), network)
-        same_scores(evaluate(adapted, loaders, progress=False, store=store).scores, want, rtol=1e-6)
-        assert adapted.reasons == ["the images, or what the network makes of them, cannot be stored"]
-
-
-def listed(data):
-    """The same images in loaders of somebody's own, one of which yields OpenOOD's dicts."""
-    dicts = [{"data": images, "label": labels} for images, labels in data.test]
-    train = [{"data": images, "label": labels} for images, labels in data.train]
-    return Benchmark(
-        dicts, {"near": list(data.near["near"])}, {"far": list(data.far["far"])}, list(data.val), None, train
+@pytest.mark.parametrize("on_images", [False, True])
+def test_loaders_and_dicts_of_the_user_are_accepted(network, data, on_images):
+    loaders = Benchmark(
+        test=[{"data": images, "label": labels} for images, labels in data.test],
+        near={"near": list(data.near["near"])},
+        far={"far": list(data.far["far"])},
+        train=[{"data": images, "label": labels} for images, labels in data.train],
     )
+    want = scores_by_itself(theirs.KNN(network.features, k=20), data)
+    detector = theirs.KNN(penultimate_encoder(network), k=20)
+    found = evaluate(adapt(detector, network, on_images=on_images), loaders, progress=False)
+    assert_same_scores(found.scores, want, rtol=1e-5)
 
 
-def test_what_is_fitted_is_not_fitted_anew(network, data):
+def test_fit_split_chooses_the_images_to_fit_on(network, data):
     fitted = theirs.KNN(network.features, k=3).to("cpu").fit(data.val)
-    want = by_itself_fitted = {
-        name: -fitted.predict(loader.dataset.tensors[0]).double().numpy() for name, loader in data.far.items()
-    }
+    want = scores_by_itself(fitted, data, fit=False)
     data.train = None
-    found = evaluate(adapt(fitted, network), data, progress=False)
-    same_scores({"far": found.scores["far"]}, by_itself_fitted, rtol=1e-5)
-    new = theirs.KNN(network.features, k=3)
-    forget()
-    SEEN.clear()
-    beside = {"LTS": openood_adascale.LTS(network), "KNN": adapt(new, network)}
-    with pytest.raises(ValueError, match=r"benchmark\.train: None is not allowed; the method needs"):
-        evaluate(beside, data, progress=False)
-    assert sum(SEEN) <= 16  # some images tell that it is not fitted
-    with pytest.raises(ValueError, match=r"benchmark\.train: None is not allowed; KNN needs these images"):
-        adapt(new, network).setup(network, data.known, data.ood)
+    for adapted in (
+        adapt(fitted, network, fit_split=None),
+        adapt(theirs.KNN(None, k=3), network, fit_split="val"),
+    ):
+        assert_same_scores(evaluate(adapted, data, progress=False).scores, want, rtol=1e-5)
     with pytest.raises(RequiresFittingException):
-        new.predict(make_images(2, 1))
-    found = evaluate(adapt(new, network, learn_from="val"), data, progress=False)
-    same_scores({"far": found.scores["far"]}, want, rtol=1e-5)
+        evaluate(adapt(theirs.KNN(None, k=3), network, fit_split=None), data, progress=False)
+
+    def run():
+        methods = {"LTS": openood_adascale.LTS(network), "KNN": adapt(theirs.KNN(None), network)}
+        with pytest.raises(ValueError, match=r"benchmark\.train: None is not allowed"):
+            evaluate(methods, data, progress=False)
+
+    assert images_seen(run) == 0
+    with pytest.raises(ValueError, match="none of its images is ID"):
+        adapt(theirs.fDBD(None, network.fc), network).setup(
+            network, {"train": [(data.val.dataset.tensors[0], -torch.ones(50))]}, {}
+        )
 
 
-def test_its_space_is_searched_when_asked(network, data):
-    def knn():
-        knn = theirs.KNN(network.features, k=20)
-        knn.hyperparameter_space = {"k": [1, 5, 100]}
-        return knn
+@pytest.mark.parametrize("on_images", [False, True])
+def test_hyperparameter_space_is_searched_if_asked(network, data, on_images):
+    def knn(**keywords):
+        detector = theirs.KNN(penultimate_encoder(network), k=20)
+        detector.hyperparameter_space = {"k": [1, 5, 100]}
+        return adapt(detector, network, on_images=on_images, **keywords)
 
-    assert evaluate(adapt(knn(), network), data, progress=False).search is None
-    assert evaluate(adapt(knn(), network, search=True), data, search=False, progress=False).search is None
-    adapted = adapt(knn(), network, search=True)
-    forget()
-    SEEN.clear()
-    found = evaluate(adapted, data, progress=False, known_accuracy=0)
-    few = 16 * 3 * (4 + 2 * 3 + 3)  # each candidate is tried both ways
-    assert sum(SEEN) <= 230 + 50 + 50 + 60 + 80 + few + 20
+    assert evaluate(knn(), data, progress=False).search_results is None
+    assert evaluate(knn(search=True), data, search=False, progress=False).search_results is None
     want = []
     for k in (1, 5, 100):
         detector = theirs.KNN(network.features, k=k).to("cpu").fit(data.train)
         scores = [detector.predict(loader.dataset.tensors[0]).numpy() for loader in (data.val, data.ood_val)]
         want.append(100 * roc_auc_score(np.r_[np.zeros(50), np.ones(50)], np.concatenate(scores)))
-    assert found.search["k"].tolist() == [1, 5, 100]
-    np.testing.assert_allclose(found.search["auroc"], want, atol=0.05)
-    assert adapted.detector.k == (1, 5, 100)[int(np.argmax(found.search["auroc"]))]
-    assert adapted.hyperparam_search_done
+    adapted, results = knn(search=True), []
+    seen = images_seen(
+        lambda: results.append(evaluate(adapted, data, progress=False, known_accuracy=0, cache_dir=False))
+    )
+    assert on_images or seen <= sum(IMAGES.values()) + HEAD
+    (found,) = results
+    assert found.search_results["k"].tolist() == [1, 5, 100]
+    np.testing.assert_allclose(found.search_results["auroc"], want, atol=0.05)
+    best = theirs.KNN(network.features, k=(1, 5, 100)[int(np.argmax(want))])
+    assert adapted.detector.k == best.k
+    assert_same_scores(found.scores, scores_by_itself(best, data), rtol=1e-5)
 
 
-def test_a_search_without_its_images_is_refused_before_any_pass(network, data):
+def test_search_without_its_images_raises_before_any_pass(network, data):
     data.ood_val = None
-    SEEN.clear()
-    methods = {"LTS": openood_adascale.LTS(network), "GEN": adapt(theirs.GEN(network), network, search=True)}
-    with pytest.raises(ValueError, match=r"benchmark\.ood_val: None is not allowed"):
-        evaluate(methods, data, progress=False)
-    assert not SEEN
+
+    def run():
+        methods = {
+            "LTS": openood_adascale.LTS(network),
+            "GEN": adapt(theirs.GEN(network), network, search=True),
+        }
+        with pytest.raises(ValueError, match=r"benchmark\.ood_val: None is not allowed"):
+            evaluate(methods, data, progress=False)
+
+    assert images_seen(run) == 0
 
 
-def test_this_package_s_own_detectors_of_pytorch_ood_s_kind(network, data):
-    want = evaluate(openood_adascale.LTS(network), data, progress=False)
-    found = evaluate(adapt(LTS(network), network), data, progress=False)
-    same_scores(found.scores, want.scores, rtol=1e-5)
+def test_network_without_linear_head_runs_on_images(network, data):
+    softmax = torch.nn.Sequential(network, torch.nn.LogSoftmax(1)).eval()
+    with pytest.raises(ValueError, match="no linear head"):
+        evaluate(adapt(theirs.Entropy(softmax), softmax), data, progress=False)
+    found = evaluate(adapt(theirs.Entropy(softmax), softmax, on_images=True), data, progress=False)
+    assert_same_scores(found.scores, scores_by_itself(theirs.Entropy(network), data), rtol=1e-5)
 
 
-def test_arguments(network, data):
+def test_head_whose_weight_is_no_parameter(data):
+    network = other_network()
+    network.fc = parametrizations.weight_norm(network.fc)
+    with torch.no_grad():
+        network.fc.parametrizations.weight.original0.mul_(1.5)
+    want = scores_by_itself(theirs.NCI(network.features, network.fc), data)
+    found = evaluate(adapt(theirs.NCI(None, network.fc), network), data, progress=False)
+    assert_same_scores(found.scores, want, rtol=1e-4)
+
+
+def test_invalid_arguments_raise(network, data):
     energy = theirs.EnergyBased(network)
-    with pytest.raises(TypeError, match="detector: Net is not a detector of pytorch-ood's"):
+    with pytest.raises(TypeError, match="detector: Net is not a detector of pytorch-ood"):
         adapt(network, network)
     with pytest.raises(TypeError, match=r"network: int is not a torch\.nn\.Module"):
         adapt(energy, 3)
-    with pytest.raises(SettingError, match="learn_from: 'test'"):
-        adapt(energy, network, learn_from="test")
+    with pytest.raises(SettingError, match="fit_split: 'test'"):
+        adapt(energy, network, fit_split="test")
     with pytest.raises(TypeError, match="network: this Net is not the one that Adapted has"):
-        evaluate(adapt(energy, network), data, Net())
-    assert repr(adapt(energy, network)) == "adapt(EnergyBased, Net)"
+        evaluate(adapt(energy, network), data, other_network())
 
 
 class Pixels(Detector):
@@ -202,8 +230,8 @@ class Pixels(Detector):
         return x.mean(1)
 
 
-def test_scores_that_are_none_per_image(network, data):
+def test_other_output_than_one_score_per_image_raises(network, data):
     with pytest.raises(
-        ValueError, match=r"Pixels: it gives shape \(16, 8, 8\) for 16 images; expected \(16,\)"
+        ValueError, match=r"Pixels: it returns shape \(16, 8, 8\) for 16 images; expected \(16,\)"
     ):
         evaluate(adapt(Pixels(), network), data, progress=False)

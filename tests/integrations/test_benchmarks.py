@@ -1,28 +1,33 @@
-"""This package's methods in pytorch-ood's benchmarks and metrics, on images made here; nothing is downloaded."""
+"""This package's methods in pytorch-ood's benchmarks, metrics and grid search; nothing is downloaded."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from pytorch_ood_networks import Net, passes
-from tiny import make_images
-from torch.utils.data import ConcatDataset, TensorDataset
+from pytorch_ood_networks import images_seen
+from sklearn.metrics import roc_auc_score
+from tiny import HEAD, make_images, make_loader
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
 
 from pytorch_ood.benchmark import CIFAR10_ODIN, Benchmark
-from pytorch_ood.dataset.img import GaussianNoise, UniformNoise
 from pytorch_ood.detector import MaxSoftmax
-from pytorch_ood.metrics import OODMetrics
-from pytorch_ood.utils import ToUnknown
+from pytorch_ood.metrics import FPRAtTPR, OODMetrics
+from pytorch_ood.utils import GridSearch
 
 import openood_adascale
+from openood_adascale.errors import SettingError
 from openood_adascale.integrations import pytorch_ood as integration
 from openood_adascale.metrics import ood_metrics
 
 NAMES = ["MSP", "Energy", "SCALE", "LTS", "BFAct", "OptFS", "AdaSCALE", "AdaSCALE_L"]
 IN_OURS = {"AUROC": "AUROC", "FPR95TPR": "FPR@95", "AUPR-IN": "AUPR_IN", "AUPR-OUT": "AUPR_OUT"}
+BATCHES = {"batch_size": 16}
+PAIRS = [[60, 65], [60, 99], [80, 85], [95, 99]]
 
 
 class Local(Benchmark):
@@ -47,100 +52,152 @@ class Local(Benchmark):
 
 @pytest.fixture
 def fitted(network):
-    loader = torch.utils.data.DataLoader(Local().train_set(), batch_size=16)
+    loader = DataLoader(Local().train_set(), batch_size=16)
     return {name: getattr(integration, name)(network).fit(loader) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_benchmark_s_metrics_are_this_package_s(fitted, name):
+def test_benchmark_gives_the_metrics_of_this_package(fitted, name):
     benchmark = Local()
-    results = benchmark.evaluate(fitted[name], loader_kwargs={"batch_size": 16})
-    assert [result["Dataset"] for result in results] == ["near", "far"]
+    results = benchmark.evaluate(fitted[name], loader_kwargs=BATCHES)
     core = fitted[name].core
-    known = core.score(benchmark.known).numpy()
-    for result, images in zip(results, benchmark.unknown.values(), strict=True):
-        want = ood_metrics(known, core.score(images).numpy())
+    id_scores = core.score(benchmark.known).numpy()
+    for result, (dataset, images) in zip(results, benchmark.unknown.items(), strict=True):
+        assert result["Dataset"] == dataset
+        want = ood_metrics(id_scores, core.score(images).numpy())
         for theirs, ours in IN_OURS.items():
             np.testing.assert_allclose(100 * result[theirs], want[ours], atol=0.1, err_msg=theirs)
 
 
-def test_several_detectors_share_passes(fitted):
-    several = list(fitted.values())
-    images = 2 * 40 + 30 + 35
+def test_detectors_share_the_passes_of_a_benchmark(network, fitted):
     results = []
 
-    def evaluated(detectors):
-        results[:] = Local().evaluate(detectors, loader_kwargs={"batch_size": 16})
+    def evaluate(detectors):
+        results[:] = Local().evaluate(detectors, loader_kwargs=BATCHES)
 
-    assert passes(lambda: evaluated(several)) == 3 * images  # the activations, and with the perturbed images'
-    assert {result["Detector"] for result in results} == {*NAMES}
-    assert passes(lambda: evaluated(several[:6])) == images
-    assert passes(lambda: evaluated(several[6:])) == 2 * images
-    alone = Local().evaluate(fitted["OptFS"], loader_kwargs={"batch_size": 16})
-    evaluated(several)
-    assert [r["AUROC"] for r in results if r["Detector"] == "OptFS"] == [r["AUROC"] for r in alone]
-
-
-def test_beside_pytorch_oods_own(network, fitted):
-    results = Local().evaluate([MaxSoftmax(network), fitted["MSP"]], loader_kwargs={"batch_size": 16})
+    images = 2 * 40 + 30 + 35
+    several = list(fitted.values())
+    assert images_seen(lambda: evaluate(several)) == 3 * images  # plain, and with perturbed inputs
+    assert images_seen(lambda: evaluate(several[:6])) == images
+    assert images_seen(lambda: evaluate(several[6:])) == 2 * images
+    evaluate([MaxSoftmax(network), fitted["MSP"]])
     theirs, ours = ([r["AUROC"] for r in results if r["Detector"] == name] for name in ("MaxSoftmax", "MSP"))
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
-def test_a_file_of_its_cache_is_of_one_network_and_perturbation(network, fitted, tmp_path):
-    """pytorch-ood goes by the key that it is given and the encoder's name: ours tells weights and perturbation."""
-    keep = {"loader_kwargs": {"batch_size": 16}, "cache_dir": str(tmp_path), "cache_key": "same"}
+def test_cache_files_of_a_benchmark_differ_by_perturbation(fitted, tmp_path):
+    keep = {"loader_kwargs": BATCHES, "cache_dir": str(tmp_path), "cache_key": "network 1"}
 
-    def auroc(detector):
+    def evaluate(name):
         with pytest.warns(UserWarning, match="cache reuse is keyed"):
-            return [result["AUROC"] for result in Local().evaluate(detector, **keep)]
+            return Local().evaluate(fitted[name], **keep)
 
-    first = auroc(fitted["SCALE"])
-    assert passes(lambda: auroc(fitted["LTS"])) == 0
-    assert passes(lambda: auroc(fitted["AdaSCALE"])) > 0
-    torch.manual_seed(5)
-    other = integration.SCALE(Net().eval())
-    other.encoder(make_images(2, 1))
-    want = [result["AUROC"] for result in Local().evaluate(other, loader_kwargs={"batch_size": 16})]
-    assert auroc(other) == want != first
+    evaluate("SCALE")
+    assert images_seen(lambda: evaluate("LTS")) == 0
+    assert images_seen(lambda: evaluate("AdaSCALE")) > 0
+    assert images_seen(lambda: evaluate("AdaSCALE_L")) == 0
 
 
-def test_one_of_its_benchmarks(network, fitted):
-    """CIFAR10_ODIN's own code over noise of pytorch-ood's: its constructor would download."""
-    benchmark = object.__new__(CIFAR10_ODIN)
+class Pairs(list, torch.utils.data.Dataset):
+    __add__ = torch.utils.data.Dataset.__add__
+
+
+def test_own_benchmark_of_pytorch_ood(network, fitted):
+    benchmark = object.__new__(CIFAR10_ODIN)  # its constructor would download
     benchmark.test_in = Pairs((image, 0) for image in make_images(20, 3))
-    benchmark.ood_names, benchmark.test_oods = ["UniformNoise", "GaussianNoise"], []
-    for kind in (UniformNoise, GaussianNoise):
-        noise = kind(12, size=(8, 8, 3), transform=_as_tensor, target_transform=ToUnknown(), seed=123)
-        benchmark.test_oods.append(
-            Pairs(noise[number] for number in range(12))
-        )  # other noise with each reading
+    noise = make_images(12, 9) * 2
+    benchmark.ood_names, benchmark.test_oods = ["Noise"], [Pairs((image, -1) for image in noise)]
     results = benchmark.evaluate([fitted["AdaSCALE"], fitted["LTS"]], loader_kwargs={"batch_size": 8})
-    assert [(result["Dataset"], result["Detector"]) for result in results] == [
-        (name, method) for name in benchmark.ood_names for method in ("AdaSCALE", "LTS")
-    ]
+    assert [result["Detector"] for result in results] == ["AdaSCALE", "LTS"]
     lts = openood_adascale.LTS(network)
-    noise = torch.stack([image for image, _ in benchmark.test_oods[1]])
     want = ood_metrics(lts.score(make_images(20, 3)).numpy(), lts.score(noise).numpy())["AUROC"]
     assert 100 * results[-1]["AUROC"] == pytest.approx(want, abs=0.1)
 
 
-class Pairs(list, torch.utils.data.Dataset):
-    """Images and labels in a list."""
-
-    __add__ = torch.utils.data.Dataset.__add__
-
-
-def _as_tensor(image):
-    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255
-
-
 def test_metrics_of_batches(fitted):
-    metrics = OODMetrics()
-    benchmark = Local()
-    loader = torch.utils.data.DataLoader(benchmark.test_sets()[0], batch_size=16)
-    for images, labels in loader:
+    metrics, benchmark = OODMetrics(), Local()
+    for images, labels in DataLoader(benchmark.test_sets()[0], batch_size=16):
         metrics.update(fitted["AdaSCALE"](images), labels)
     core = fitted["AdaSCALE"].core
     want = ood_metrics(core.score(benchmark.known).numpy(), core.score(benchmark.unknown["near"]).numpy())
     assert 100 * metrics.compute()["AUROC"] == pytest.approx(want["AUROC"], abs=1e-6)
+
+
+# Grid search.
+
+
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [
+        ("AdaSCALE", {"percentile": PAIRS[:2], "k1": [1, 30], "k2": [5, 60], "lmbda": [0, 10]}),
+        ("AdaSCALE", {"epsilon": [0.5, 2], "o": [0.05, 0.5], "percentile": PAIRS[:2]}),
+        ("AdaSCALE", {"variant": ["A", "L"], "num_samples": [10, None]}),
+        ("SCALE", {"percentile": [65, 80, 95]}),
+        ("BFAct", {"percentile": [50, 95], "order": [1, 4]}),
+        ("OptFS", {"bins": [5, 50], "percentile": [[0.1, 99.9], [5, 95]], "score": ["vanilla", "energy"]}),
+    ],
+)
+def test_candidates_score_as_detectors_made_for_them(network, fit_loader, val_loader, name, space):
+    detector = getattr(integration, name)(network)
+    search = GridSearch(detector, fit_loader, val_loader, hyperparameter_space=space)
+    best = search.run()
+    images, labels = fit_loader.dataset.tensors
+    id_loader = make_loader(images[labels >= 0])
+    test, labels = val_loader.dataset.tensors
+
+    def scores(**settings):
+        return getattr(openood_adascale, name)(network, **settings).fit(id_loader, progress=False).score(test)
+
+    tried = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+    want = [roc_auc_score(labels.numpy() < 0, -scores(**candidate).numpy()) for candidate in tried]
+    assert len({round(value, 4) for value in want}) > 1
+    np.testing.assert_allclose([found["score"] for found in search.results_], want, atol=1e-3)
+    # The detector is left fitted with the best candidate.
+    torch.testing.assert_close(detector(test), -scores(**best), rtol=1e-5, atol=1e-6)
+
+
+def test_grid_search_costs_one_pass(network, fit_loader, val_loader):
+    def search(space=None):
+        found = GridSearch(integration.AdaSCALE(network), fit_loader, val_loader, hyperparameter_space=space)
+        found.run()
+        assert len(found.results_) == (36 if space is None else 16)
+
+    images = 50 + 75  # pytorch-ood passes over OOD images to fit
+    assert images_seen(search) == 2 * images + HEAD
+    assert images_seen(lambda: search({"percentile": PAIRS, "lmbda": [0, 1, 10, 100]})) == 2 * images + HEAD
+    two = {"percentile": PAIRS, "epsilon": [0.1, 0.5], "k2": [5, 20]}
+    assert images_seen(lambda: search(two)) == 3 * images + HEAD
+
+
+def test_grid_search_with_default_space_and_other_metric(network, fit_loader, val_loader):
+    search = GridSearch(
+        integration.SCALE(network), None, val_loader, metric=FPRAtTPR(0.8), metric_name="FPR80TPR",
+        higher_is_better=False,
+    )  # fmt: skip
+    search.run()
+    assert [found["params"]["percentile"] for found in search.results_] == [65, 70, 75, 80, 85, 90, 95]
+    assert search.best_score_ == min(found["score"] for found in search.results_)
+    with pytest.raises(ValueError, match="LTS has an empty hyperparameter_space"):
+        GridSearch(integration.LTS(network), None, val_loader)
+
+
+@pytest.mark.parametrize(
+    "space", [{"depth": [1]}, {"fit_split": ["val"]}, {"precision": ["bfloat16"]}, {"bins": [10, 0]}]
+)
+def test_invalid_space_raises_before_the_pass(network, fit_loader, val_loader, space):
+    search = GridSearch(integration.OptFS(network), fit_loader, val_loader, space)
+
+    def run():
+        with pytest.raises(SettingError, match=next(iter(space))):
+            search.run()
+
+    assert images_seen(run) == 0
+
+
+def test_scores_too_large_for_float32_are_searched(network, fit_loader, val_loader):
+    with torch.no_grad():
+        network.fc.weight.mul_(1e20)
+        network.fc.bias.fill_(1e20)
+    search = GridSearch(integration.AdaSCALE(network), fit_loader, val_loader, {"percentile": [[98, 99]]})
+    assert search.run() == {"percentile": [98, 99]}
+    assert integration.AdaSCALE(network).fit(fit_loader)(val_loader.dataset.tensors[0]).isfinite().all()

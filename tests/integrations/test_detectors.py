@@ -1,130 +1,132 @@
-"""Every method of the registry as a detector of pytorch-ood's: its sign, its labels, its errors, its settings."""
+"""Every method of the registry as a detector of pytorch-ood: sign, labels, errors, settings, features."""
 
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import pickle
-import sys
-import types
 import warnings
+import weakref
 
 import pytest
 import torch
-from pytorch_ood_networks import SEEN, known_and_unknown, passes
+from pytorch_ood_networks import Net, images_seen, known_and_unknown
 from tiny import HEAD, TinyNet, make_images, make_loader
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
 
-from pytorch_ood.api import Detector, FeaturesDetector, ModelNotSetException, RequiresFittingException
+import pytorch_ood.detector as theirs
+from pytorch_ood.api import FeaturesDetector, ModelNotSetException, RequiresFittingException
+from pytorch_ood.utils import extract_features
 
+from openood_adascale.detectors.base import Detector
+from openood_adascale.detectors.lts import LTSSettings
 from openood_adascale.detectors.registry import METHODS, Method
-from openood_adascale.errors import SettingError
+from openood_adascale.errors import NotFiniteError, SettingError
 from openood_adascale.integrations import pytorch_ood as integration
 
 LINES = dict(
     zip(METHODS, ["MSP", "Energy", "SCALE", "LTS", "BFAct", "OptFS", "AdaSCALE", "AdaSCALE_L"], strict=True)
 )
-LEARNING = ["BFAct", "OptFS", "AdaSCALE", "AdaSCALE_L"]
+FITTED = ["BFAct", "OptFS", "AdaSCALE", "AdaSCALE_L"]
+every_class = pytest.mark.parametrize("name", LINES.values())
+fitted_classes = pytest.mark.parametrize("name", FITTED)
 
 
-def ours(name, network):
-    method = METHODS[name]
-    return method.detector(network, **method.defaults)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_line_of_the_registry_is_a_detector(network, name, test_images):
-    kind = getattr(integration, LINES[name])
+@pytest.mark.parametrize("line", METHODS)
+def test_registry_method_scores_with_sign_of_pytorch_ood(network, line, test_images):
+    kind, method = getattr(integration, LINES[line]), METHODS[line]
     assert issubclass(kind, FeaturesDetector)
-    assert kind.__name__ == LINES[name] in integration.__all__
-    assert kind.__module__ == "openood_adascale.integrations.pytorch_ood"
+    assert (kind.__name__, kind.__module__) == (LINES[line], integration.__name__)
+    assert LINES[line] in integration.__all__
+    assert kind.requires_fit == (LINES[line] in FITTED)
     loader = make_loader(make_images(50, 1))
     detector = kind(network)
     assert detector.fit(loader) is detector
-    want = ours(name, network).fit(loader).score(test_images)
-    torch.testing.assert_close(detector.predict(test_images), -want, rtol=0, atol=0)
-    torch.testing.assert_close(detector(test_images), -want, rtol=0, atol=0)
-    assert kind.requires_fit == (LINES[name] in LEARNING)
+    want = -method.detector(network, **method.defaults).fit(loader, progress=False).score(test_images)
+    torch.testing.assert_close(detector.predict(test_images), want, rtol=0, atol=0)
+    torch.testing.assert_close(detector(test_images), want, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("name", LEARNING)
-def test_images_with_negative_labels_are_left_out_of_fit(network, name, fit_loader, test_images, shared):
-    images, labels = fit_loader.dataset.tensors
-    loader = fit_loader if shared else list(fit_loader)
-    got = getattr(integration, name)(network).fit(loader).predict(test_images)
+def test_added_registry_methods_are_detectors(network, monkeypatch, test_images):
+    class Doubled(Detector):
+        settings_class = LTSSettings
+        default_sweep = {"percentile_list": [3, 4]}  # noqa: RUF012
+
+        def score_statistics(self, statistics, settings, state):
+            return statistics.prediction, 2 * statistics.logits.amax(1) + settings.percentile
+
+    monkeypatch.setitem(METHODS, "doubled", Method("doubled", "Doubled", Doubled))
+    monkeypatch.setitem(METHODS, "again", Method("again", "Doubled (7 %)", Doubled, {"percentile": 7}))
+    with torch.no_grad():
+        want = -2 * network(test_images).amax(1)
+    torch.testing.assert_close(integration.Doubled(network)(test_images), want - 95)
+    torch.testing.assert_close(integration.Doubled_7_(network)(test_images), want - 7)
+    assert integration.Doubled.hyperparameter_space == {"percentile": [3, 4]}
+    with pytest.raises(AttributeError, match="has no attribute 'Tripled'"):
+        _ = integration.Tripled
+
+
+@fitted_classes
+def test_fit_leaves_out_images_with_negative_labels(network, name, fit_loader, test_images):
     kind = getattr(integration, name)
+    images, labels = fit_loader.dataset.tensors
     want = kind(network).fit(make_loader(images[labels >= 0])).predict(test_images)
-    torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
     everything = kind(network).fit(make_loader(images)).predict(test_images)
-    assert not torch.allclose(got, everything, rtol=1e-3)
+    assert not torch.allclose(want, everything, rtol=1e-3)
+    for loader in (fit_loader, list(fit_loader), [{"data": x, "label": y} for x, y in fit_loader]):
+        torch.testing.assert_close(kind(network).fit(loader)(test_images), want, rtol=1e-6, atol=0)
+    detector = kind(network)
+    features = detector.encoder(images)
+    torch.testing.assert_close(detector.fit_features(features, labels)(test_images), want, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="y: 3 labels for 80 rows"):
+        detector.fit_features(features, labels[:3])
 
 
-def test_the_network_does_not_see_them_where_nothing_is_shared(network, fit_loader):
-    detector = integration.BFAct(network)
-    assert passes(lambda: detector.fit(list(fit_loader))) == 50 + HEAD
-
-
-def test_one_pass_fits_all_methods(network, fit_loader):
-    # Those first that need most: a gradient is not kept.
-    detectors = [getattr(integration, name)(network) for name in reversed(LEARNING)]
-    count = passes(lambda: [detector.fit(fit_loader) for detector in detectors])
-    assert count == 80 * 2 + HEAD  # images and perturbed images
-
-
-@pytest.mark.parametrize("name", LEARNING)
-def test_no_in_distribution_image(network, name):
+@fitted_classes
+def test_fit_without_id_images_raises(network, name):
     detector = getattr(integration, name)(network)
     images = make_images(20, 1)
     for loader in (known_and_unknown(images[:0], images), [(images, -torch.ones(20))], [images]):
-        with pytest.raises(ValueError, match="no image of it is in-distribution"):
+        with pytest.raises(ValueError, match="none of its images is ID"):
             detector.fit(loader)
-    features = detector.encoder(images)
-    with pytest.raises(ValueError, match="no image of it is in-distribution"):
-        detector.fit_features(features, -torch.ones(20))
+    with pytest.raises(ValueError, match="none of its images is ID"):
+        detector.fit_features(detector.encoder(images), -torch.ones(20))
     with pytest.raises(RequiresFittingException):
         detector.predict(images)
 
 
-def test_what_learns_nothing_looks_at_nothing(network):
-    def never():
-        raise AssertionError("it was looked at")
-        yield
-
-    assert passes(lambda: integration.LTS(network).fit(never()).fit_features(None, None)) == 0
-
-
-@pytest.mark.parametrize("name", LINES.values())
-def test_errors_of_pytorch_ood(network, name, fit_loader, test_images):
+@every_class
+def test_missing_model_raises_until_it_is_set(network, name, fit_loader, test_images):
     kind = getattr(integration, name)
-    nothing = kind(None)
-    assert nothing.encoder is nothing.device is None
+    empty = kind(None)
+    assert empty.encoder is empty.device is empty.model is None
     for call in (
-        lambda: nothing.fit(fit_loader), lambda: nothing.predict(test_images), lambda: nothing(test_images),
-        lambda: nothing.fit_features(torch.rand(3, 64), torch.zeros(3)), lambda: nothing.predict_features(torch.rand(3, 64)),
+        lambda: empty.fit(fit_loader), lambda: empty.predict(test_images), lambda: empty(test_images),
+        lambda: empty.fit_features(torch.rand(3, 64), torch.zeros(3)), lambda: empty.predict_features(torch.rand(3, 64)),
     ):  # fmt: skip
         with pytest.raises(ModelNotSetException):
             call()
-    nothing.model = network
-    assert torch.equal(nothing.fit(fit_loader)(test_images), kind(network).fit(fit_loader)(test_images))
+    empty.model = network
+    assert torch.equal(empty.fit(fit_loader)(test_images), kind(network).fit(fit_loader)(test_images))
     with pytest.raises(TypeError, match="network: int"):
         kind(3)
 
 
-@pytest.mark.parametrize("name", LEARNING)
-def test_fitting_is_required(network, name, fit_loader, test_images):
+@fitted_classes
+def test_unfitted_detector_raises(network, name, fit_loader, test_images):
     detector = getattr(integration, name)(network)
     features = detector.encoder(test_images)
     for call in (lambda: detector.predict(test_images), lambda: detector.predict_features(features)):
-        with pytest.raises(RequiresFittingException, match="You have to call fit"):
+        with pytest.raises(RequiresFittingException, match=r"is not fitted: call fit\(loader\)"):
             call()
-    detector.fit(fit_loader)
-    detector.predict_features(features)
+    detector.fit(fit_loader).predict_features(features)
     with torch.no_grad():
         network.fc.weight.mul_(1.5)
-    with pytest.raises(RequiresFittingException, match=r"weights are not those .*; call fit\(loader\) again"):
+    with pytest.raises(RequiresFittingException, match=r"have been written or replaced"):
         detector.predict(test_images)
     detector.fit(fit_loader).predict(test_images)
     detector.model = TinyNet().eval()
@@ -132,84 +134,56 @@ def test_fitting_is_required(network, name, fit_loader, test_images):
         detector.predict(test_images)
 
 
-def test_settings_that_were_learnt_with_ask_for_another_fit(network, fit_loader, test_images):
-    detector = integration.AdaSCALE(network).fit(fit_loader)
-    detector.percentile = (60, 85)
-    assert detector.settings.percentile == (60.0, 85.0)
-    detector.predict(test_images)
-    detector.k2 = 20
-    with pytest.raises(
-        RequiresFittingException, match=r"k2 is 20\.0 and was 5\.0 .*call fit\(loader\) again"
-    ):
-        detector.predict(test_images)
-
-
-def test_settings_are_attributes_and_hyperparameters(network):
-    detector = integration.AdaSCALE(network, percentile=(70, 80), lmbda=3)
+def test_settings_are_keywords_attributes_and_hyperparameters(network, fit_loader, test_images):
+    detector = integration.AdaSCALE(network, percentile=(70, 80), lmbda=3).fit(fit_loader)
     assert (detector.lmbda, detector.get_hyperparameters()) == (3.0, {"percentile": (70.0, 80.0)})
-    assert detector.set_hyperparameters(percentile=[60, 65], k1=2) is detector
-    assert (detector.percentile, detector.k1, detector.core.settings.k1) == ((60.0, 65.0), 2.0, 2.0)
-    with pytest.raises(
-        ValueError, match="AdaSCALE: depth: 3 is not allowed; expected a setting that it has: variant, "
-    ):
+    detector.percentile = [60, 85]  # needs no other fit
+    want = integration.AdaSCALE(network, percentile=(60, 85), lmbda=3).fit(fit_loader)(test_images)
+    assert torch.equal(detector(test_images), want)
+    assert detector.set_hyperparameters(k1=2) is detector
+    assert (detector.k1, detector.core.settings.k1, detector.settings.lmbda) == (2.0, 2.0, 3.0)
+    with pytest.raises(RequiresFittingException):
+        detector(test_images)
+    with pytest.raises(ValueError, match=r"AdaSCALE: depth: 3 is not allowed; expected one of: variant, "):
         detector.set_hyperparameters(depth=3)
     with pytest.raises(SettingError, match="k1: -1"):
         detector.k1 = -1
-    with pytest.raises(SettingError, match="AdaSCALE: depth"):
-        integration.AdaSCALE(network, depth=3)
-    with pytest.raises(TypeError, match=r"settings: .* AdaSCALE takes AdaSCALESettings"):
-        integration.AdaSCALE(None, integration.LTS(None).settings)
-    assert integration.AdaSCALE_L(network).variant == "L"
-    other = integration.AdaSCALE(TinyNet().eval(), detector.settings)
-    assert other.settings == detector.settings
-    other.model = network
-    assert other.settings == detector.settings
-    assert "lmbda=10.0" in str(inspect.signature(integration.AdaSCALE))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'percentle'"):
+        integration.AdaSCALE(network, percentle=(80, 85))
+    without = integration.AdaSCALE(None, k1=7)
+    without.model = network
+    assert without.k1 == 7
+
+
+def test_signatures_and_search_spaces_are_those_of_the_methods(network):
+    signature = str(inspect.signature(integration.AdaSCALE))
+    assert signature.startswith("(model, *, variant='A', percentile=(80.0, 85.0), k1=1.0, ")
     assert "variant='L'" in str(inspect.signature(integration.AdaSCALE_L))
-
-
-def test_search_spaces_are_data(network):
-    space = {85: [60, 85], 90: [85, 90]}
-    found = integration.AdaSCALE.hyperparameter_space
-    assert list(found) == ["percentile"]
-    assert all(pair in found["percentile"] for pair in space.values())
-    assert len(found["percentile"]) == 36
+    assert integration.AdaSCALE_L(network).variant == "L"
+    assert len(integration.AdaSCALE.hyperparameter_space["percentile"]) == 36
     assert integration.SCALE(network).hyperparameter_space == {"percentile": [65, 70, 75, 80, 85, 90, 95]}
     assert integration.LTS.hyperparameter_space == {}
+    assert repr(integration.AdaSCALE_L(network)).startswith(
+        "AdaSCALE_L(Net, variant='L', percentile=(80.0, 85"
+    )
+    assert "larger is more OOD" in integration.LTS.__doc__
 
 
-def test_a_repr_says_what_it_is(network, fit_loader):
-    detector = integration.AdaSCALE_L(network)
-    assert repr(detector).startswith("AdaSCALE_L(Net, variant='L', percentile=(80.0, 85.0), ")
-    assert repr(detector.fit(fit_loader)).endswith("), fitted")
-    assert repr(integration.LTS(None)).startswith("LTS(None, ")
-    assert "larger is more out-of-distribution" in integration.LTS.__doc__
-
-
-def test_a_fraction_for_a_percentile_is_doubted(network):
+def test_percentile_that_looks_like_a_fraction_warns(network):
     with pytest.warns(UserWarning, match=r"percentile: 0\.85 is in percent here"):
         integration.SCALE(network, percentile=0.85)
+    with pytest.warns(UserWarning, match="in percent here"):
+        integration.AdaSCALE(network, percentile=(0.8, 0.85))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         detector = integration.SCALE(network)
         integration.OptFS(network)
     with pytest.warns(UserWarning, match="in percent here"):
-        detector.set_hyperparameters(percentile=0.9)
+        detector.percentile = 0.9
 
 
-def test_devices(network, fit_loader, test_images):
-    detector = integration.AdaSCALE(network).fit(fit_loader)
-    want = detector(test_images)
-    assert detector.device == torch.device("cpu")
-    assert detector.to("cpu") is detector
-    assert detector.model is network
-    torch.testing.assert_close(detector(test_images), want, rtol=0, atol=0)
-    detector.to("meta")
-    assert detector.device == network.fc.weight.device == torch.device("meta")
-
-
-@pytest.mark.parametrize("name", LINES.values())
-def test_copies_and_pickles(network, name, fit_loader, test_images):
+@every_class
+def test_copies_and_pickles_score_alike(network, name, fit_loader, test_images):
     detector = getattr(integration, name)(network).fit(fit_loader)
     want = detector.predict_features(detector.encoder(test_images))
     for other in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
@@ -218,71 +192,186 @@ def test_copies_and_pickles(network, name, fit_loader, test_images):
         torch.testing.assert_close(other.predict_features(other.encoder(test_images)), want, rtol=0, atol=0)
 
 
-def test_the_network_is_left_as_it_was(network, fit_loader, test_images):
+def test_to_moves_the_network(network):
+    detector = integration.AdaSCALE(network)
+    assert detector.device == torch.device("cpu")
+    assert detector.to("meta") is detector
+    assert detector.model is network
+    assert detector.device == network.fc.weight.device == torch.device("meta")
+
+
+def test_network_is_left_as_it_was_and_not_kept_alive(network, fit_loader, test_images):
     network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    detector = integration.AdaSCALE(network).fit(list(fit_loader))
+    detector = integration.AdaSCALE(network).fit(fit_loader)
     with torch.no_grad():
-        in_training = detector(test_images)
+        detector(test_images)
         detector.predict_features(detector.encoder(test_images))
-    assert network.training
     assert all(module.training for module in network.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-    torch.testing.assert_close(integration.AdaSCALE(network.eval()).fit(fit_loader)(test_images), in_training)
+    alone = integration.AdaSCALE(Net().eval())
+    alone.encoder(test_images)
+    gone = weakref.ref(alone.model)
+    del alone
+    gc.collect()
+    assert gone() is None
 
 
-def test_bad_images(network, fit_loader):
-    detector = integration.AdaSCALE(network).fit(fit_loader)
+def test_invalid_images_raise(network):
+    detector = integration.LTS(network)
     with pytest.raises(TypeError, match=r"images: torch\.uint8"):
         detector.predict(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
-    images = make_images(3, 1)
-    images[1, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="images: NaN or infinity for 1 image"):
-        detector.predict(images)
+    with pytest.raises(ValueError, match="images: NaN or infinity for 3 image"):
+        detector.predict(make_images(3, 1) * torch.nan)
     with pytest.raises(ValueError, match="no linear head"):
         integration.LTS(nn.Sequential(network, nn.Softmax(1))).predict(make_images(3, 1))
 
 
-def test_a_new_line_of_the_registry_is_a_detector(network, monkeypatch, test_images):
-    from openood_adascale.detectors.base import Detector as OurDetector
-    from openood_adascale.detectors.lts import LTSSettings
+def weight_norm():
+    head = parametrizations.weight_norm(nn.Linear(64, 5))
+    with torch.no_grad():
+        head.parametrizations.weight.original0.mul_(1.5)
+    return head
 
-    class Doubled(OurDetector):
-        settings_class = LTSSettings
-        default_sweep = {"percentile_list": [3, 4]}  # noqa: RUF012
 
-        def judge(self, evidence, settings, state):
-            score, pred = evidence.logits.max(1)
-            return pred, 2 * score + settings.percentile
+def pruned():
+    head = nn.Linear(64, 5)
+    prune.l1_unstructured(head, "weight", amount=0.5)
+    return head
 
-    module = types.ModuleType("openood_adascale.detectors.doubled")
-    module.Doubled = Doubled
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(METHODS, "doubled", Method("doubled", "Doubled", "doubled:Doubled"))
-    monkeypatch.setitem(
-        METHODS, "again", Method("again", "Doubled (7 %)", "doubled:Doubled", {"percentile": 7})
+
+def fixed():
+    head = nn.Linear(64, 5)
+    weight = head.weight.detach().clone()
+    del head.weight
+    head.register_buffer("weight", weight)
+    return head
+
+
+@pytest.mark.parametrize(
+    "make", [weight_norm, lambda: parametrizations.spectral_norm(nn.Linear(64, 5)), pruned, fixed]
+)
+@pytest.mark.parametrize("name", ["LTS", "OptFS", "AdaSCALE"])
+def test_head_whose_weight_is_no_parameter(network, make, name, fit_loader, test_images):
+    def scores(head):
+        network.fc = head
+        detector = getattr(integration, name)(network).fit(fit_loader)
+        return torch.stack([detector(test_images), detector.predict_features(detector.encoder(test_images))])
+
+    head = make().eval()
+    plain = nn.Linear(64, 5)
+    plain.load_state_dict({"weight": head.weight.detach(), "bias": head.bias.detach()})
+    torch.testing.assert_close(scores(head), scores(plain), rtol=1e-5, atol=1e-6)
+
+
+# Features.
+
+
+@every_class
+def test_features_give_the_scores_of_images(network, name, fit_loader, test_images):
+    kind = getattr(integration, name)
+    want = kind(network).fit(fit_loader).predict(test_images)
+    detector = kind(network)
+    features, labels = extract_features(fit_loader, detector.encoder, "cpu")
+    detector.fit_features(features, labels)
+    features = detector.encoder(test_images)
+    torch.testing.assert_close(detector.predict_features(features), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(detector.predict(test_images), want, rtol=1e-5, atol=1e-6)
+    assert detector.predict_features(features[:0]).shape == (0,)
+    assert features.shape == (24, 129 if "AdaSCALE" in name else 64)
+    with torch.no_grad():
+        torch.testing.assert_close(features[:, :64], network.features(test_images))
+
+
+def test_features_of_several_perturbations_serve_each_setting(network, fit_loader, test_images):
+    detector = integration.AdaSCALE(network)
+    detector.hyperparameter_space = {"epsilon": [0.5, 0.1], "pixels": ["trivial", "all"]}
+    features = detector.encoder(test_images)
+    assert features.shape == (24, 64 + 4 * 65)
+    for epsilon, pixels in ((0.1, "all"), (0.5, "trivial"), (0.1, "trivial")):
+        detector.set_hyperparameters(epsilon=epsilon, pixels=pixels).fit(fit_loader)
+        want = integration.AdaSCALE(network, epsilon=epsilon, pixels=pixels).fit(fit_loader)(test_images)
+        torch.testing.assert_close(detector.predict_features(features), want, rtol=1e-5, atol=0)
+    detector.set_hyperparameters(epsilon=0.25).fit(fit_loader)
+    for given in (features, features[:, :64]):
+        with pytest.raises(ValueError, match=r"epsilon=0\.25.* are missing"):
+            detector.predict_features(given)
+
+
+def test_invalid_features_raise(network, fit_loader):
+    detector = integration.BFAct(network)
+    with pytest.raises(RuntimeError, match="the head of Net is not known before an image has gone through"):
+        detector.fit_features(torch.rand(4, 64), torch.zeros(4))
+    detector.fit(fit_loader)
+    for shape in ((4, 63), (4, 65), (4, 64, 1), (4, 32)):
+        with pytest.raises(ValueError, match=r"features: shape .* expected \(N, 64\)"):
+            detector.predict_features(torch.rand(shape))
+    with pytest.raises(TypeError, match=r"features: torch\.int64"):
+        detector.predict_features(torch.ones(4, 64, dtype=torch.int64))
+    features = torch.rand(4, 64)
+    features[2, 5] = torch.inf
+    with pytest.raises(NotFiniteError, match=r"features: NaN or infinity for 1 image.*number 2"):
+        detector.predict_features(features)
+
+
+def test_features_follow_the_network_s_head(network, test_images):
+    detector = integration.LTS(network)
+    features = detector.encoder(test_images)
+    with torch.no_grad():
+        network.fc.weight.mul_(2)
+    torch.testing.assert_close(
+        detector.predict_features(features), detector(test_images), rtol=1e-5, atol=1e-6
     )
-    assert {"Doubled", "Doubled_7_"} <= {*integration.__all__}
+    network.fc = nn.Linear(64, 5)
+    with pytest.raises(RuntimeError, match="the head of Net is not known"):
+        detector.predict_features(features)
+
+
+def test_detectors_of_a_network_share_an_encoder(network, test_images):
+    one, adascale = integration.SCALE(network), integration.AdaSCALE(network)
+    assert one.encoder is integration.OptFS(network).encoder is integration.penultimate_encoder(network)
+    assert adascale.encoder is integration.AdaSCALE_L(network, percentile=(60, 70)).encoder
+    assert adascale.encoder is not one.encoder
+    assert integration.AdaSCALE(network, epsilon=0.1).encoder is not adascale.encoder
+    assert integration.SCALE(network, precision="bfloat16").encoder is not one.encoder
+    assert integration.SCALE(Net().eval()).encoder is not one.encoder
+    assert images_seen(lambda: one.encoder(test_images)) == 24 + HEAD
+    assert images_seen(lambda: adascale.encoder(test_images)) == 2 * 24
+
+
+# Methods that pytorch-ood has, too.
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "settings", "their"),
+    [
+        ("MSP", {}, lambda net: theirs.MaxSoftmax(net)),
+        ("Energy", {}, lambda net: theirs.EnergyBased(net)),
+        ("LTS", {}, lambda net: theirs.LTS(net.features, net.fc)),
+        ("LTS", {"percentile": 90}, lambda net: theirs.LTS(net.features, net.fc, p=0.1)),
+        ("SCALE", {}, lambda net: theirs.SCALE(net.maps, net.from_maps, 0.85)),
+        ("SCALE", {"percentile": 65}, lambda net: theirs.SCALE(net.maps, net.from_maps, 0.65)),
+    ],
+)
+def test_scores_agree_with_pytorch_ood(network, name, settings, their, signed, test_images):
+    if signed:
+        network.features.append(nn.LayerNorm(64))
     with torch.no_grad():
-        logits = network(test_images).max(1).values
-    torch.testing.assert_close(integration.Doubled(network)(test_images), -(2 * logits + 95))
-    torch.testing.assert_close(integration.Doubled_7_(network)(test_images), -(2 * logits + 7))
-    assert integration.Doubled.hyperparameter_space == {"percentile": [3, 4]}
-    assert integration.Doubled is integration.Doubled
-    with pytest.raises(AttributeError, match="has no attribute 'Tripled'"):
-        _ = integration.Tripled
+        want = their(network).predict(test_images).double()
+    got = getattr(integration, name)(network, **settings).predict(test_images).double()
+    if (
+        name == "SCALE" and signed
+    ):  # pytorch-ood sums activations, this package and OpenOOD their positive parts
+        assert (got - want).abs().median() > 0.1
+    else:
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_scores_are_energies_with_pytorch_oods_sign(network, test_images):
-    """An image whose logits are larger is less out-of-distribution."""
-    before = integration.Energy(network)(test_images)
-    with torch.no_grad():
-        network.fc.bias.add_(1)
-    torch.testing.assert_close(integration.Energy(network)(test_images), before - 1)
-
-
-def test_nothing_of_pytorch_oods_is_looked_at_before(network):
-    assert not SEEN
-    assert isinstance(integration.MSP(network), Detector)
-    assert not SEEN
+@pytest.mark.parametrize("percent", [85, 99])
+def test_bfact_cutoff_is_react_threshold(network, percent):
+    loader = make_loader(make_images(200, 1))
+    threshold = theirs.ReAct(network.maps, network.from_maps, percentile=percent / 100).fit(loader).threshold
+    cutoff = float(integration.BFAct(network, percentile=percent).fit(loader).core.state)
+    assert cutoff == pytest.approx(threshold, rel=2**-15)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import quick_process
+from custom_datasets import openood_description
 from openood_bench import (
     copy_checkout,
     find_openood,
@@ -22,12 +23,10 @@ from openood_bench import (
 )
 from openood_postprocessing import SmallNet
 from openood_runs import kept_runs, train_runs, write_untrained
-from own_data import openood_description
 from six_digits import digits_of
 
 import openood_adascale
 from openood_adascale import unregister
-from openood_adascale.evidence.sharing import forget
 
 NO_OPENOOD = "OpenOOD is not there: set OPENOOD_ROOT to a checkout of it"
 
@@ -160,7 +159,7 @@ def make_evaluator(digits_net: Callable[..., Any], evaluator_kwargs: dict[str, A
 
 @pytest.fixture
 def packaged() -> Path:
-    from openood_adascale.plugin.names import configs_root
+    from openood_adascale.plugin.import_hook import configs_root
 
     return configs_root() / "postprocessors"
 
@@ -192,7 +191,6 @@ def run_script(checkout: Path) -> Callable[..., subprocess.CompletedProcess[str]
     for each loader, whatever the machine). If the script fails, so does the test, with the end of its output, unless
     `check` is False.
     """
-    quick_process.server()  # before there are threads
 
     def run(
         args: list[str], env: dict[str, str] | None = None, timeout: float = 600, check: bool = True
@@ -201,7 +199,10 @@ def run_script(checkout: Path) -> Callable[..., subprocess.CompletedProcess[str]
         alone = {"OPENOOD_ADASCALE_WORKERS": "0", "PYTHONPATH": python_path(checkout)}
         full_env = {**os.environ, **alone, **(env or {})}
         try:
-            done = quick_process.run(args, checkout, full_env, timeout)
+            full = [sys.executable, *map(str, args)]
+            done = subprocess.run(
+                full, cwd=checkout, env=full_env, timeout=timeout, capture_output=True, text=True, check=False
+            )
         except subprocess.TimeoutExpired as late:
             pytest.fail(f"{command} took more than {timeout} s\n{_tail(late.stdout)}\n{_tail(late.stderr)}")
         if check and done.returncode:
@@ -253,21 +254,13 @@ def main_args(checkout: Path, checkpoint_root: Path) -> Callable[..., list[str]]
     return build
 
 
-@pytest.fixture(scope="session")
-def common(tmp_path_factory):
-    """A store that the tests of stored activations share."""
-    return tmp_path_factory.mktemp("common") / "store"
-
-
 # --- what several tests begin with -------------------------------------------------------------------------
 
 
 @pytest.fixture
 def _undone():
-    """Nothing that the test keeps in memory or registers stays, and nothing is there before it."""
-    forget()
+    """Nothing that the test registers stays."""
     yield
-    forget()
     unregister()
     openood_adascale.register()
 

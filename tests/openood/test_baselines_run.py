@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from openood_bench import write_small_benchmark
 
 DICT = "its network is a dict of several, on which the Evaluator cannot call eval()"
 GRADIENT = "its scores carry a gradient, and the Evaluator calls .numpy() on them"
@@ -66,8 +67,13 @@ def test_every_baseline_runs_on_the_cpu(
 
     def run(i: int) -> list[dict[str, Any]]:
         args = [__file__, tmp_path, checkpoint_root / "s0" / "best.ckpt", str(i), str(n)]
+        path = os.pathsep.join(
+            [str(Path(__file__).parents[1]), str(checkout), os.environ.get("PYTHONPATH", "")]
+        )
         # One thread each wastes least on networks and batches as small as these.
-        done: subprocess.CompletedProcess[str] = run_script(args, env={"OMP_NUM_THREADS": "1"})
+        done: subprocess.CompletedProcess[str] = run_script(
+            args, env={"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        )
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
 
     with ThreadPoolExecutor(n) as pool:
@@ -81,32 +87,6 @@ def test_every_baseline_runs_on_the_cpu(
         assert end.lower() in failed[case].lower(), (
             f"{case} fails for another reason than: {reason}\n{failed[case]}"
         )
-
-
-def write_small_benchmark(data: Path, small: Path) -> None:
-    """The benchmark in `data`, with ten images of each class to learn from and few to judge."""
-    small.mkdir()
-    (small / "images_classic").symlink_to(data / "images_classic")
-    source, target = (root / "benchmark_imglist" / "cifar10" for root in (data, small))
-    target.mkdir(parents=True)
-    lines = {path.stem: path.read_text().splitlines() for path in source.glob("*.txt")}
-
-    def spread(name: str, n: int) -> list[str]:
-        return lines[name][:: len(lines[name]) // n][:n]
-
-    chosen = {name: spread(name, 4) for name in lines}
-    chosen |= {name: spread(name, 12) for name in ("val_cifar10", "test_cifar10", "val_tin")}
-    of_class: list[list[str]] = [[] for _ in range(10)]
-    for line in lines["train_cifar10"]:
-        of_class[int(line.split()[1])].append(line)
-    # The known digits are six classes only; class statistics need some image of each of the ten. The near sets are
-    # twelve images of each of the others.
-    unknown = lines["test_cifar100"] + lines["test_tin"]
-    for i in range(4):
-        of_class[6 + i] = [line.replace(" -1", f" {6 + i}") for line in unknown[i * 12 : (i + 1) * 12]]
-    chosen["train_cifar10"] = [line for of_one in of_class for line in of_one[:10]]
-    for name, some in chosen.items():
-        (target / f"{name}.txt").write_text("".join(f"{line}\n" for line in some))
 
 
 def write_small_searches(configs: Path, small: Path) -> None:

@@ -69,5 +69,5 @@ def test_networks_that_are_no_linear_classifiers_are_refused():
 
     loader = [{"data": torch.randn(4, 3, 32, 32), "label": torch.zeros(4, dtype=torch.long)}]
     for net in (GodinNet(ResNet18_32x32(), 512, 10), CIDERNet(ResNet18_32x32(), "mlp", 128, 10)):
-        with pytest.raises((ValueError, TypeError), match=f"network: {type(net).__name__}"):
+        with pytest.raises((ValueError, TypeError), match=f"network: .*{type(net).__name__}"):
             AdaSCALEPostprocessor().setup(net.eval(), {"val": loader}, {})

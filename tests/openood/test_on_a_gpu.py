@@ -1,4 +1,4 @@
-"""OpenOOD's untouched scripts on a GPU: the figures of the CPU, stored activations for the methods they serve there."""
+"""OpenOOD's untouched scripts on a GPU: the figures of the CPU, cached features there, too."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.device_count(), reason="needs a GPU with CUDA, and there is none"),
 ]
 
-SERVED = ["msp", "react", "knn", "dice", "temp_scaling", "gradnorm"]
+FROM_FEATURES = ["msp", "react", "knn", "dice", "temp_scaling", "gradnorm"]
 ON_IMAGES = ["rankfeat"]
 OURS = ["adascale", "adascale_logit", "optfs"]
 
 
 @pytest.mark.parametrize("run_root", [("s0",)], indirect=True)
 def test_a_comparison(run_script, run_root, tmp_path):
-    names = ",".join([*SERVED, *ON_IMAGES, *OURS])
+    names = ",".join([*FROM_FEATURES, *ON_IMAGES, *OURS])
     command = [
         "-m",
         "openood_adascale",
@@ -34,14 +34,15 @@ def test_a_comparison(run_script, run_root, tmp_path):
     for device in ("cuda", "cpu"):
         env = {
             "OPENOOD_DEVICE": device,
-            "OPENOOD_ADASCALE_STORE": str(tmp_path / device),
+            "OPENOOD_ADASCALE_CACHE_DIR": str(tmp_path / device),
             "NVIDIA_TF32_OVERRIDE": "0",
         }
         done = run_script([*command, "--root", run_root], env=env)
-        on_images = re.findall("openood-adascale: ([a-z_]+): run on the images", done.stderr)
+        on_images = re.findall("openood-adascale: ([a-z_]+): runs on the images", done.stderr)
         assert {*on_images} == {*ON_IMAGES}, done.stderr[-4000:]
         tables[device] = {
-            name: pd.read_csv(run_root / f"ood/{name}.csv", index_col=0) for name in OURS + SERVED + ON_IMAGES
+            name: pd.read_csv(run_root / f"ood/{name}.csv", index_col=0)
+            for name in OURS + FROM_FEATURES + ON_IMAGES
         }
         for folder in ("ood", "s0/postprocessors"):
             for path in (run_root / folder).iterdir():

@@ -85,9 +85,8 @@ def test_scores_on_real_activations_equal_the_reference(digits_net, evaluator_kw
     from openood.evaluation_api.preprocessor import get_default_preprocessor
 
     from openood_adascale import AdaSCALE
-    from openood_adascale.evidence.classifier import Classifier
-    from openood_adascale.evidence.encode import encode
-    from openood_adascale.evidence.plan import Perturbation
+    from openood_adascale.features.extractor import FeatureExtractor
+    from openood_adascale.features.statistics import Perturbation
 
     loaders = get_id_ood_dataloader(
         "cifar10", evaluator_kwargs["data_root"], get_default_preprocessor("cifar10"), batch_size=100
@@ -98,8 +97,8 @@ def test_scores_on_real_activations_equal_the_reference(digits_net, evaluator_kw
     detector = AdaSCALE(net, variant=variant, percentile=(60, 95)).fit([val])
     arrays = []
     for images in (val, ood):
-        encoded = encode(Classifier(net, images), images, [perturbation])
-        arrays += [encoded.activation.numpy(), encoded.perturbed[perturbation].numpy()]
+        features = FeatureExtractor(net).extract(images, [perturbation])
+        arrays += [features.activation.numpy(), features.perturbed[perturbation].numpy()]
     head = (net.fc.weight.detach().numpy(), net.fc.bias.detach().numpy())
     want, _, pred = reference.scores(*arrays, *head, variant=variant, percentile_pair=(60, 95))
     np.testing.assert_allclose(detector.score(ood).numpy(), want, rtol=1e-4, atol=1e-4)
@@ -128,9 +127,10 @@ def test_an_instance_passed_in(small_evaluator):
     evaluator = small_evaluator(postprocessor=searching)
     assert searching.settings.variant == "L"
     assert searching.hyperparam_search_done
-    # passed on to another evaluator of the same network, it is not searched anew; of another, it is
-    again = small_evaluator(net=evaluator.net, postprocessor=searching)
+    best = searching.settings
+    again = small_evaluator(net=evaluator.net, postprocessor=searching)  # fitted and searched again
     assert again.postprocessor.hyperparam_search_done
+    assert searching.settings == best
 
 
 def test_metrics_equal_those_of_evaluation(small_evaluator):
@@ -164,7 +164,7 @@ def test_evaluation_searches_openoods_own_postprocessors(small_evaluator, tmp_pa
     benchmark = Benchmark.from_openood(evaluator.dataloader_dict)
     mine = evaluate(fresh, benchmark, evaluator.net, progress=False)
     np.testing.assert_allclose(mine.table.to_numpy(), table.to_numpy().astype(float), atol=1e-6)
-    assert len(mine.search) == 2
+    assert len(mine.search_results) == 2
 
 
 def test_precision_from_the_environment(small_evaluator, monkeypatch):
@@ -198,12 +198,12 @@ def test_openoods_naming_draws_a_warning(tmp_path, checkout, small_evaluator):
 
 
 def test_misspelt_sections_and_calls_out_of_order(small_net):
-    from openood_adascale.errors import SettingError
+    from openood_adascale.errors import NotFittedError, SettingError
     from openood_adascale.plugin.postprocessor import AdaSCALEPostprocessor
 
     with pytest.raises(SettingError, match="postprocessor: postprocessor_arg: "):
         AdaSCALEPostprocessor({"postprocessor": {"postprocessor_arg": {"k1": 50}}})
-    with pytest.raises(RuntimeError, match="call setup"):
+    with pytest.raises(NotFittedError, match="call setup"):
         AdaSCALEPostprocessor().postprocess(small_net, torch.randn(4, 3, 32, 32))
     searching = AdaSCALEPostprocessor()
     searching.APS_mode = True

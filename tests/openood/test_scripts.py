@@ -1,10 +1,12 @@
-"""OpenOOD's own scripts, untouched, with this package installed."""
+"""OpenOOD's own scripts, untouched, with this package installed: one postprocessor, or many in one process."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import pickle
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -141,3 +143,111 @@ def test_main_py_without_search_takes_the_command_lines_numbers(run_script, main
     assert "o: 7.0 is not allowed; expected a number in (0, 1]" in failed.stderr
     done = run_script(main_args(yml, *overrides[:-1], "0.1", mark="off"))
     assert "parameter search" not in done.stdout
+
+
+COUNTING = """
+import runpy, sys
+from torch import nn
+inner_convolution = nn.Conv2d.forward
+nn.convolved = []
+def convolution(layer, images):
+    if layer.in_channels == 3:
+        nn.convolved.append(len(images))
+    return inner_convolution(layer, images)
+nn.Conv2d.forward = convolution
+sys.argv = sys.argv[1:]
+sys.path[0] = "scripts"
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("IMAGES", sum(nn.convolved))
+"""
+
+
+@pytest.mark.parametrize("run_root", [("s0",)], indirect=True)
+def test_a_cache_directory_serves_later_runs(run_script, run_root, tmp_path):
+    """adascale, then adascale_logit with its search, then a baseline, each in a process of its own."""
+    script = tmp_path / "counting.py"
+    script.write_text(COUNTING)
+    env = {"OPENOOD_ADASCALE_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run(name):
+        args = [script, "scripts/eval_ood.py", "--root", run_root, "--postprocessor", name, "--save-csv"]
+        done = run_script(args, env=env)
+        return int(re.search(r"^IMAGES (\d+)$", done.stdout, re.M)[1])
+
+    assert run("adascale") > 500
+    assert run("adascale_logit") == 0
+    assert run("msp") <= 16  # two images, to look at the network
+
+
+@pytest.mark.parametrize("run_root", [("s0",)], indirect=True)
+def test_many_postprocessors_in_one_run(run_script, run_root):
+    names = ["msp", "react", "nonsense", "adascale_logit", "rankfeat"]
+    args = ["-m", "openood_adascale", "run", "--postprocessors", ",".join(names), "scripts/eval_ood.py"]
+    done = run_script([*args, "--root", run_root, "--save-csv", "--save-score"], check=False)
+    assert done.returncode == 1
+    for name in names:
+        assert f"openood-adascale: {name} ({names.index(name) + 1} of 5)" in done.stderr
+        there = name != "nonsense"
+        assert (run_root / f"ood/{name}.csv").exists() == there
+        assert (run_root / f"s0/scores/{name}.pkl").exists() == there
+    assert (run_root / "s0/postprocessors/react.pkl").exists()
+    told = re.findall("openood-adascale: ([a-z_]+): runs on the images", done.stderr)
+    assert {*told} == {"nonsense", "rankfeat"}
+    summary = done.stdout[done.stdout.rindex("near FPR@95") :].splitlines()
+    rows = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in summary[1:5]}
+    assert sorted(rows) == sorted({*names} - {"nonsense"})
+    assert [row[1] for row in rows.values()] == sorted((row[1] for row in rows.values()), reverse=True)
+    for name, row in rows.items():
+        table = numbers(run_root / f"ood/{name}.csv")
+        assert row[:2] == list(table[ROWS.index("nearood"), :2])
+    assert summary[-1].startswith("nonsense: failed: ")
+    # By itself each gives the same.
+    shutil.rmtree(run_root / "s0/postprocessors")
+    shutil.rmtree(run_root / "s0/scores")
+    before = (run_root / "ood/react.csv").read_text()
+    run_script(["scripts/eval_ood.py", "--root", run_root, "--postprocessor", "react", "--save-csv"])
+    assert (run_root / "ood/react.csv").read_text() == before
+
+
+WITHOUT_OPENOOD = """
+import sys
+from pathlib import Path
+found = [path for path in sys.path[1:] if path and not (Path(path) / "openood" / "evaluation_api").is_dir()]
+sys.path[:] = [str(Path(sys.executable).parent), *found]
+from openood_adascale.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("run_root", [("s0",)], indirect=True)
+def test_only_the_script_need_find_openood(run_script, run_root):
+    """As the installed command finds it, in a checkout that is on no path."""
+    options = ["run", "--postprocessors", "msp", "scripts/eval_ood.py", "--root", run_root]
+    done = run_script(["-c", WITHOUT_OPENOOD, *options])
+    assert re.search(r"^msp( +[0-9.]+){6}$", done.stdout, re.M)
+
+
+def test_what_the_command_refuses(checkout, monkeypatch):
+    from openood_adascale.cli import run
+    from openood_adascale.errors import CacheError, SettingError
+
+    monkeypatch.chdir(checkout)
+
+    def call(*arguments):
+        parser = argparse.ArgumentParser()
+        run.add_arguments(parser)
+        run.execute(parser.parse_args([*arguments]))
+
+    with pytest.raises(SettingError, match=r"script: 'nowhere.py' .* that exists"):
+        call("nowhere.py")
+    with pytest.raises(SettingError, match="--postprocessor: '--postprocessor' is not allowed"):
+        call("--postprocessors", "msp", "scripts/eval_ood.py", "--postprocessor", "knn")
+    with pytest.raises(SettingError, match="separated by commas"):
+        call("--postprocessors", " , ", "scripts/eval_ood.py")
+    with pytest.raises(CacheError, match="not a feature cache"):
+        call("--cache-dir", "scripts", "scripts/eval_ood.py", "--root", "x")
+    monkeypatch.setenv("OPENOOD_ADASCALE_DISABLE", "register")
+    with pytest.raises(SettingError, match="OPENOOD_ADASCALE_DISABLE"):
+        call("--postprocessors", "msp", "scripts/eval_ood.py")

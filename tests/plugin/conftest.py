@@ -11,11 +11,9 @@ import pytest
 import torch
 from fake_openood import fake, run
 
-from openood_adascale.plugin import devices, process
-from openood_adascale.plugin.devices import CudaRedirection
-from openood_adascale.plugin.registration import _tables as tables
-from openood_adascale.plugin.registration import register, unregister
-from openood_adascale.plugin.stand_ins import StandIns
+from openood_adascale.plugin import import_hook, system
+from openood_adascale.plugin.registration import _state, register, unregister
+from openood_adascale.plugin.system import CudaRedirection, Stubs
 
 __all__ = ["fake", "run"]
 
@@ -23,12 +21,12 @@ __all__ = ["fake", "run"]
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything as in a process without the plugin, and no CUDA."""
-    was_active = tables.active
+    was_active = _state.active
     if was_active:  # else nothing is in place, and torch's autoload is to go on waiting
         unregister()
-    for variable in (process.VARIABLE, devices.VARIABLE):
+    for variable in (import_hook.VARIABLE, system.VARIABLE):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(process, "_said", set())
+    monkeypatch.setattr(import_hook, "_said", set())
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     yield
     monkeypatch.undo()
@@ -45,20 +43,20 @@ def cuda(untouched: None) -> Iterator[CudaRedirection]:
 
 
 @pytest.fixture
-def stand_ins(untouched: None) -> Iterator[StandIns]:
-    """Stand-ins of the test's own."""
-    own = StandIns()
+def stubs(untouched: None) -> Iterator[Stubs]:
+    """Stubs of the test's own."""
+    own = Stubs()
     yield own
     own.undo()
 
 
 @pytest.fixture
-def openood_module(cuda: CudaRedirection, stand_ins: StandIns) -> Callable[..., Any]:
+def openood_module(cuda: CudaRedirection, stubs: Stubs) -> Callable[..., Any]:
     """openood_module(name, source): an OpenOOD module of that name after the plugin has seen it executed."""
 
     def make(name: str, source: str = "import torch") -> Any:
         module = ModuleType(name)
-        with stand_ins.during(module):
+        with stubs.during(module):
             exec(dedent(source), vars(module))
         cuda.redirect(module)
         return module

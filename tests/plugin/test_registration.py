@@ -55,7 +55,7 @@ def test_users_yml_wins(run: Run, tmp_path: Path) -> None:
         from openood.evaluation_api.postprocessor import get_postprocessor
         found = get_postprocessor('configs', id_data_name='cifar10', postprocessor_name='adascale')
         assert found.config == 'configs/postprocessors/adascale.yml'
-        assert found.yml_source == (os.path.abspath('configs'), 'adascale', 'cifar10')
+        assert found.yaml_source == (os.path.abspath('configs'), 'adascale', 'cifar10')
         """,
     )
 

@@ -1,4 +1,4 @@
-"""A detector of pytorch-ood's in ``evaluate``, beside the methods of this package."""
+"""A detector of pytorch-ood as a method of ``evaluate``."""
 
 from __future__ import annotations
 
@@ -7,240 +7,203 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_ood.api import Detector, GradientDetector, RequiresFittingException
+from pytorch_ood.api import Detector, FeatureMapsDetector, FeaturesDetector, GradientDetector, LogitsDetector
 from torch import Tensor, nn
-from torch.utils import data
 
-from ...detectors.settings import SOURCES, one_of
+from ...detectors.settings import SPLITS, one_of
 from ...evaluation.benchmark import Benchmark
-from ...evidence.batch import unpack, watched
-from ...evidence.dataset import undisturbed
-from ...evidence.modes import device_of, unwrap
-from ...evidence.plan import Execution
-from ...evidence.rows import Rows, rows_of
-from .features import reader_of
-from .served import CHECKED, Source, for_learning, for_scores, kind_of
+from ...features.collect import NO_IMAGES, iterate_statistics
+from ...features.extractor import FLOAT32
+from ...features.loading import progress_over, unpack
+from ...features.modes import device_of, original, unwrap
+from ...features.statistics import FeatureRequest
+from .detector import NO_ID
+from .features import Encoder, extractor_of
 
-EXECUTION = Execution()
+_Batch = tuple[Tensor, np.ndarray, np.ndarray]
+"""Input of the detector, predicted classes and labels."""
+_CALLS = {
+    "images": ("fit", "predict"),
+    "logits": ("fit_logits", "predict_logits"),
+    "activation": ("fit_features", "predict_features"),
+}
 
 
 def adapt(
-    detector: Detector, network: nn.Module, *, learn_from: str = "train", search: bool = False
+    detector: Detector,
+    network: nn.Module,
+    *,
+    fit_split: str | None = "train",
+    search: bool = False,
+    on_images: bool = False,
 ) -> Adapted:
-    """A detector of pytorch-ood's as a method of :func:`~openood_adascale.evaluation.evaluate.evaluate`.
+    """Return a detector of pytorch-ood as a method of :func:`~openood_adascale.evaluation.evaluate.evaluate`.
 
-    Its scores are the negatives of the detector's: larger is more in-distribution. Where a detector needs nothing of an
-    image but the network's logits, or the activations before its last layer, those of the store in use serve it, so that
-    the network is not run again; which is found out with some images of every set (:attr:`Adapted.reasons` says where it
-    was not so). All others are run on the images as they are.
+    Its scores are the negatives of the detector's: larger is more in-distribution. pytorch-ood's own detectors get logits or
+    penultimate activations, from the feature cache in use if there is one: a ``LogitsDetector`` if its ``model`` is
+    ``network`` or None, a ``FeaturesDetector`` if its ``encoder`` is :func:`~.features.penultimate_encoder` of ``network``
+    or None. All other detectors, subclasses defined elsewhere included, are fitted and run on the images.
+
+    >>> from openood_adascale.integrations.pytorch_ood import penultimate_encoder
+    >>> from pytorch_ood.detector import Entropy, ViM
+    >>> vim = ViM(penultimate_encoder(network), 16, network.fc.weight, network.fc.bias)
+    >>> methods = {"Entropy": adapt(Entropy(network), network), "ViM": adapt(vim, network)}
+    >>> results = evaluate(methods, benchmark, cache_dir="features")      # one pass over each loader
 
     Args:
-        detector: of pytorch-ood or by its interface. Fitted already, it is not fitted anew.
-        network: the classifier that it is on top of, for the accuracy and what is stored.
-        learn_from: whose images it is fitted with, ``train`` or ``val`` of the benchmark.
-        search: have ``evaluate`` search its ``hyperparameter_space``, unless it is told ``search=False``.
+        detector: A detector with pytorch-ood's interface.
+        network: Its classifier, for accuracy and features.
+        fit_split: Split of the benchmark that a detector is fitted on if it requires fitting, ``train`` or ``val``; None for
+            a detector that is fitted already.
+        search: Let ``evaluate`` search the detector's ``hyperparameter_space``.
+        on_images: Run the detector on the images in any case, for example if ``network`` has no linear head.
 
     Raises:
-        TypeError: no detector of pytorch-ood's, or no network.
-        SettingError: another ``learn_from``.
+        TypeError: Not a detector of pytorch-ood, or not a network.
+        SettingError: Another ``fit_split``.
     """
-    return Adapted(detector, network, learn_from, search)
+    if not isinstance(detector, Detector):
+        raise TypeError(f"detector: {type(detector).__name__} is not a detector of pytorch-ood")
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network: {type(network).__name__} is not a torch.nn.Module")
+    split = None if fit_split is None else one_of("fit_split", fit_split, SPLITS)
+    return Adapted(detector, network, split, search, "images" if on_images else _source(detector, network))
 
 
 class Adapted:
-    """See :func:`adapt`. It has the methods of OpenOOD's postprocessors."""
+    """A detector of pytorch-ood with the methods of OpenOOD's postprocessors; made by :func:`adapt`."""
 
-    def __init__(self, detector: Detector, network: nn.Module, learn_from: str, search: bool) -> None:
-        if not isinstance(detector, Detector):
-            raise TypeError(f"detector: {type(detector).__name__} is not a detector of pytorch-ood's")
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"network: {type(network).__name__} is not a torch.nn.Module")
-        one_of("learn_from", learn_from, SOURCES)
-        self.detector = detector
-        self.network = network
-        self.learn_from = learn_from
+    def __init__(
+        self, detector: Detector, network: nn.Module, fit_split: str | None, search: bool, source: str
+    ) -> None:
+        self.detector, self.network, self.fit_split = detector, network, fit_split
+        self.source = source
+        """Input of the detector, ``images``, ``logits`` or ``activation``."""
         self.APS_mode = search
         self.args_dict = dict(detector.hyperparameter_space)
-        """What is searched."""
+        """Values to search by hyperparameter."""
         self.hyperparam_search_done = False
-        self.reasons: list[str] = []
-        """Why it was run on images, where it was."""
-        self._reader = reader_of(network)
-        self._learn: Iterable[Any] | None = None
-
-    def __repr__(self) -> str:
-        return f"adapt({type(self.detector).__name__}, {type(self.network).__name__})"
+        self._extractor = extractor_of(network)
+        self._fit_loader: Iterable[Any] | None = None  # None if it is not to be fitted
+        self._stale = False
+        self._kept: dict[int, list[_Batch]] | None = None  # features of the loaders during a search
 
     def check(self, benchmark: Benchmark) -> None:
-        """Raise where the images to learn from lack.
-
-        Raises:
-            ValueError: they do, and the detector is to be fitted.
-        """
-        if self.detector.requires_fit and not self._is_fitted(benchmark.test):
-            benchmark.loader(self.learn_from)
+        """Raise a ValueError if the images to fit on are missing."""
+        if self.detector.requires_fit and self.fit_split is not None:
+            benchmark.loader(self.fit_split)
 
     def setup(self, net: Any, id_loader_dict: Mapping[str, Any], ood_loader_dict: Mapping[str, Any]) -> None:
-        """Fit the detector, unless it is fitted, or needs no fit.
-
-        Raises:
-            ValueError: the images to learn from lack; and whatever the detector's ``fit`` raises.
-        """
-        self._learn = id_loader_dict.get(self.learn_from)
-        if self.detector.requires_fit and not self._is_fitted(id_loader_dict.get("test")):
+        """Fit the detector if necessary; if it is searched, its candidates are fitted instead."""
+        if self.detector.requires_fit and self.fit_split is not None:
+            self._fit_loader, self._stale = id_loader_dict[self.fit_split], True
+        if not self.APS_mode:
             self._fit()
 
     def inference(
         self, net: Any, data_loader: Iterable[Any], progress: bool | None = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(N,) predicted classes (−1 where it was run on images), scores and labels of a loader's images.
-
-        Raises:
-            ValueError: something else than a score per image; and whatever the detector's ``predict`` raises.
-        """
-        parts = list(self._scored(data_loader, progress))
+        """Return (N,) predicted classes (−1 for a detector on images), scores and labels of a loader's images."""
+        self._fit()
+        batches = self._batches(data_loader, progress, "Score")
+        parts = [(predictions, self._scores(values), labels) for values, predictions, labels in batches]
         if not parts:
-            raise ValueError("loader: it yields no images; expected at least one batch")
-        preds, scores, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return preds, scores, labels
+            raise ValueError(NO_IMAGES)
+        predictions, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return predictions, scores, labels
 
     def set_hyperparam(self, hyperparam: Sequence[Any]) -> None:
-        """Set the values of :attr:`args_dict`, in its order, and fit anew."""
+        """Set the hyperparameters in the order of :attr:`args_dict`; the detector is fitted before it scores again."""
         self.detector.set_hyperparameters(**dict(zip(self.args_dict, hyperparam, strict=True)))
-        if self.detector.requires_fit:
-            self._fit()
+        self._stale = self._fit_loader is not None
+        self._kept = self._kept or {}
 
     def get_hyperparam(self) -> list[Any]:
-        """The present values."""
-        now = self.detector.get_hyperparameters()
-        return [now[name] for name in self.args_dict]
+        """End a search, and return the hyperparameters in the order of :attr:`args_dict`."""
+        self._fit()
+        self._kept = None
+        found = self.detector.get_hyperparameters()
+        return [found[name] for name in self.args_dict]
 
-    def _scored(
-        self, loader: Iterable[Any], progress: bool | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        if served := self._served(loader, learning=False):
-            rows, source = served
-            predict = getattr(self.detector, source.kind.predict)
-            for encoded, labels in rows.batches((), progress, "Score"):
-                with torch.no_grad():
-                    scores = self._checked(predict(source.of(encoded)), len(labels))
-                yield encoded.prediction.cpu().numpy(), scores, labels
+    def _fit(self) -> None:
+        if not self._stale or self._fit_loader is None:
             return
-        for batch in watched(loader, progress, "Score"):
-            images, labels = unpack(batch)
-            if len(images):
-                with self._grad():
-                    scores = self._checked(self.detector.predict(images.to(self._device())), len(labels))
-                yield np.full(len(labels), -1), scores, labels
+        fit = getattr(self.detector, _CALLS[self.source][0])
+        if self.source == "images":
+            fit(_Pairs(self._fit_loader))
+        else:
+            values, labels = [], []
+            for value, _, label in self._batches(self._fit_loader, False, "Fit"):
+                rows = torch.from_numpy(label >= 0)
+                values.append(value.cpu()[rows])
+                labels.append(torch.from_numpy(label)[rows])
+            if not sum(map(len, labels)):
+                raise ValueError(NO_ID)
+            fit(torch.cat(values), torch.cat(labels))
+        self._stale = False
 
-    def _checked(self, found: Any, count: int) -> np.ndarray:
-        if not isinstance(found, Tensor) or found.shape != (count,):
-            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    def _batches(self, loader: Iterable[Any], progress: bool | None, text: str) -> Iterable[_Batch]:
+        if self._kept is None or self.source == "images":
+            return self._read(loader, progress, text)
+        if id(loader) not in self._kept:
+            self._kept[id(loader)] = list(self._read(loader, progress, text))
+        return self._kept[id(loader)]
+
+    def _read(self, loader: Iterable[Any], progress: bool | None, text: str) -> Iterator[_Batch]:
+        if self.source == "images":
+            for images, labels in map(unpack, progress_over(loader, progress, text)):
+                if len(images):
+                    yield images, np.full(len(labels), -1), labels
+            return
+        request = FeatureRequest(activations=self.source == "activation")
+        for statistics, labels in iterate_statistics(
+            self._extractor, loader, request, FLOAT32, progress, text
+        ):
+            yield getattr(statistics, self.source), statistics.prediction.cpu().numpy(), labels
+
+    def _scores(self, values: Tensor) -> np.ndarray:
+        detector = self.detector
+        # On features, a detector without a device is fitted and scores in main memory.
+        default = device_of(unwrap(self.network)) if self.source == "images" else "cpu"
+        kinds = (LogitsDetector, FeaturesDetector, FeatureMapsDetector)
+        gradient = isinstance(detector, GradientDetector) or not isinstance(detector, kinds)
+        with torch.set_grad_enabled(gradient):
+            found = getattr(detector, _CALLS[self.source][1])(values.to(detector.device or default))
+        if not isinstance(found, Tensor) or found.shape != (len(values),):
+            given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            name = type(detector).__name__
             raise ValueError(
-                f"{type(self.detector).__name__}: it gives {what} for {count} images; expected ({count},)"
+                f"{name}: it returns {given} for {len(values)} images; expected ({len(values)},)"
             )
         scores: np.ndarray = -found.detach().double().cpu().numpy()
         return scores
 
-    def _fit(self) -> None:
-        if self._learn is None:
-            raise ValueError(
-                f"benchmark.{self.learn_from}: None is not allowed; {type(self.detector).__name__} needs these images to fit"
-            )
-        served = self._served(self._learn, learning=True)
-        if served is None:
-            self.detector.fit(_Pairs(self._learn))
-            return
-        rows, source = served
-        values, labels = [], []
-        for encoded, label in rows.batches((), False, ""):
-            known = label >= 0
-            values.append(source.of(encoded).cpu()[torch.from_numpy(known)])
-            labels.append(torch.from_numpy(label[known]))
-        getattr(self.detector, source.kind.fit)(torch.cat(values), torch.cat(labels))
 
-    def _served(self, loader: Iterable[Any], learning: bool) -> tuple[Rows, Source] | None:
-        """The loader's images in the store in use, and what of them serves; None where the images are to."""
-        found = self._found_out(loader, learning)
-        if isinstance(found, tuple):
-            return found
-        if found not in self.reasons:
-            self.reasons.append(found)
-        return None
-
-    def _found_out(self, loader: Iterable[Any], learning: bool) -> tuple[Rows, Source] | str:
-        if kind_of(self.detector) is None:
-            return f"{type(self.detector).__name__} works on images"
-        rows = rows_of(self._reader, loader, EXECUTION)
-        if rows is None:
-            return "the images, or what the network makes of them, cannot be stored"
-        some = _some(loader)
-        if some is None:
-            return "no batch can be made of some of the images"
-        images, labels = some[0].to(self._device()), torch.from_numpy(some[1])
-        encoded = self._reader.encode(images, (), EXECUTION)
-        if learning:
-            source = for_learning(self.detector, images, labels, encoded)
-        else:
-            source = for_scores(self.detector, images, encoded)
-        return (rows, source) if isinstance(source, Source) else source
-
-    def _is_fitted(self, loader: Iterable[Any] | None) -> bool:
-        some = None if loader is None else _some(loader)
-        if some is None:
-            return False
-        try:
-            with self._grad():
-                self.detector.predict(some[0].to(self._device()))
-        except RequiresFittingException:
-            return False
-        except Exception:  # some fall over what they lack
-            return False
-        return True
-
-    def _device(self) -> torch.device:
-        return self.detector.device or device_of(unwrap(self.network))
-
-    def _grad(self) -> Any:
-        """What ``predict`` is called under: some need gradients, of weights, too."""
-        needs = isinstance(self.detector, GradientDetector) or kind_of(self.detector) is None
-        return torch.set_grad_enabled(needs)
+def _source(detector: Any, network: nn.Module) -> str:
+    """Return the input that gives the detector's scores; see :func:`adapt`."""
+    if type(detector).__module__.partition(".")[0] != "pytorch_ood" or isinstance(detector, GradientDetector):
+        return "images"
+    if isinstance(detector, LogitsDetector):
+        model = detector.model
+        return "logits" if model is None or original(model) is original(network) else "images"
+    if isinstance(detector, FeaturesDetector):
+        encoder = detector.encoder
+        plain = isinstance(encoder, Encoder) and not encoder.perturbations and encoder.inference == FLOAT32
+        if encoder is None or (plain and original(encoder.extractor.network) is original(network)):
+            return "activation"
+    return "images"
 
 
 class _Pairs:
-    """A loader whose batches are (images, labels), as pytorch-ood's detectors expect."""
+    """A loader whose batches are (images, labels) tensors, as pytorch-ood's detectors expect them."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self._loader:
-            images, labels = unpack(batch)
+        for images, labels in map(unpack, self._loader):
             if len(images):
                 yield images, torch.from_numpy(labels)
 
     def __len__(self) -> int:
         return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._loader, name)
-
-
-def _some(loader: Any) -> tuple[Tensor, np.ndarray] | None:
-    """Some images of a loader, and their labels; None where it is used up by reading it, or they make no batch."""
-    dataset: Any = getattr(loader, "dataset", None)
-    try:
-        with undisturbed():
-            if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-                count = len(dataset)
-                places = np.unique(np.linspace(0, count - 1, min(count, CHECKED)).astype(int)).tolist()
-                collate = getattr(loader, "collate_fn", None) or data.default_collate
-                return unpack(collate([dataset[place] for place in places]))
-            if iter(loader) is loader:
-                return None
-            images, labels = unpack(next(iter(loader)))
-            return images[:CHECKED], labels[:CHECKED]
-    except Exception:  # whatever it is: the pass itself says it better
-        return None

@@ -1,152 +1,132 @@
-"""What a method learns and scores from, as one row of numbers per image: the features of pytorch-ood's ``encoder``."""
+"""The encoder: features of an image as one row, as pytorch-ood's benchmarks and searches take them."""
 
 from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import NotFinite
-from ...evidence.encode import Encoded
-from ...evidence.evidence import Evidence
-from ...evidence.fingerprint import Glance
-from ...evidence.head import Head
-from ...evidence.modes import unwrap
-from ...evidence.plan import Execution, Perturbation, Plan
-from ...evidence.reader import Reader
+from ...errors import NotFiniteError
+from ...features.extractor import FLOAT32, FeatureExtractor, InferenceSettings
+from ...features.head import LinearHead
+from ...features.statistics import FeatureRequest, FeatureStatistics, Perturbation
 
-# How many numbers are worked on at a time, so that features of many images need little more memory.
-_BLOCK = 2**24
-# Detectors of one network share what reads it, so that pytorch-ood's benchmarks, which go by identity, do, too.
-_readers: weakref.WeakValueDictionary[int, SharedReader] = weakref.WeakValueDictionary()
-_encoders: weakref.WeakValueDictionary[tuple[Any, ...], Encoder] = weakref.WeakValueDictionary()
-
-
-class SharedReader(Reader):
-    """A network's reader that looks at its weights once between two passes: a search learns from features many times."""
-
-    _digest: tuple[Glance, str] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return SharedReader, *super().__reduce__()[1:]
-
-    def encode(self, *args: Any, **kwargs: Any) -> Encoded:
-        self._digest = None
-        return super().encode(*args, **kwargs)
-
-    def digest(self) -> str:
-        network = unwrap(self.network)
-        if self._digest is None or not self._digest[0].still_holds(network):
-            self._digest = Glance(network, self.volatile), super().digest()
-        return self._digest[1]
+ROWS = 4096
+"""Rows that are scored at a time, so that features of many images need little more memory."""
+# pytorch-ood shares a pass between detectors that have the same encoder object.
+_extractors: weakref.WeakValueDictionary[int, FeatureExtractor] = weakref.WeakValueDictionary()
+_encoders: weakref.WeakValueDictionary[Any, Encoder] = weakref.WeakValueDictionary()
 
 
 class Encoder:
-    """The activation of an image, and those of the image perturbed in ``perturbations``, as one row.
+    """Encoder of images to the penultimate activation, followed by those of perturbed inputs.
 
-    The network is run in eval mode, on its own device, and left as it was found.
+    The network is run in eval mode on its own device, and left as it was found.
     """
 
-    def __init__(self, reader: Reader, perturbations: Sequence[Perturbation], execution: Execution) -> None:
-        self.reader = reader
-        self.perturbations = tuple(perturbations)
-        self.execution = execution
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        perturbations: tuple[Perturbation, ...],
+        inference: InferenceSettings,
+    ) -> None:
+        self.extractor, self.perturbations, self.inference = extractor, perturbations, inference
+        # pytorch-ood names the files of its cache after the encoder's __qualname__.
+        self.__qualname__ = f"Encoder_{_marker((perturbations, inference)):.0f}"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, D) activations a of (B, ...) images. With P perturbations, (B, D + P·(1 + D)): a, and for each of them a
-        number that tells which it is, and a_ε. The errors are :func:`~openood_adascale.evidence.encode.encode`'s."""
-        encoded = self.reader.encode(images, self.perturbations, self.execution)
-        columns = [encoded.activation]
-        for perturbation, moved in encoded.perturbed.items():
-            columns += [moved.new_full((len(moved), 1), mark_of(perturbation)), moved]
+        """Return the features of (B, ...) images: (B, D) activations a, or with P perturbations (B, D + P·(1 + D)).
+
+        For each perturbation, a number that identifies it precedes its activations a_ε.
+        """
+        features = self.extractor.extract(images, self.perturbations, self.inference)
+        columns = [features.activation]
+        for perturbation, moved in features.perturbed.items():
+            columns += [moved.new_full((len(moved), 1), _marker(perturbation)), moved]
         return torch.cat(columns, dim=1)
 
-    def __getattr__(self, name: str) -> Any:
-        # By its __qualname__ a file of pytorch-ood's cache is found: it tells the network's weights, too.
-        if name != "__qualname__":
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        told = f"{self.reader.digest()} {self.perturbations} {self.execution}"
-        return f"{type(self).__name__}.{hashlib.blake2b(told.encode(), digest_size=16).hexdigest()}"
+
+def penultimate_encoder(network: nn.Module) -> Encoder:
+    """Return the encoder of images to (B, D) penultimate activations; all detectors of a network share it.
+
+    >>> from pytorch_ood.detector import KNN
+    >>> knn = KNN(penultimate_encoder(network), k=5).fit(train_loader)
+    """
+    return encoder_of(extractor_of(network), (), FLOAT32)
 
 
-def reader_of(network: nn.Module) -> SharedReader:
-    """What reads ``network``, the same as long as any detector has it."""
-    reader = _readers.get(id(network))
-    if reader is None or reader.network is not network:
-        reader = _readers[id(network)] = SharedReader(network)
-    return reader
+def extractor_of(network: nn.Module) -> FeatureExtractor:
+    """Return the feature extractor that all detectors of ``network`` share."""
+    found = _extractors.get(id(network))
+    if found is None or found.network is not network:
+        found = _extractors[id(network)] = FeatureExtractor(network)
+    return found
 
 
-def encoder_of(reader: Reader, perturbations: Sequence[Perturbation], execution: Execution) -> Encoder:
-    """The encoder of these, the same as long as any detector has it."""
-    key = (id(reader), tuple(perturbations), execution)
-    encoder = _encoders.get(key)
-    if encoder is None or encoder.reader is not reader:
-        encoder = _encoders[key] = Encoder(reader, perturbations, execution)
-    return encoder
+def encoder_of(
+    extractor: FeatureExtractor, perturbations: Sequence[Perturbation], inference: InferenceSettings
+) -> Encoder:
+    """Return the encoder that all detectors with these arguments share."""
+    key = (id(extractor), tuple(perturbations), inference)
+    found = _encoders.get(key)
+    if found is None or found.extractor is not extractor:
+        found = _encoders[key] = Encoder(extractor, tuple(perturbations), inference)
+    return found
 
 
-def mark_of(perturbation: Perturbation) -> float:
-    """The number that tells which perturbation the columns after it are of; exact in float32."""
-    digest = hashlib.blake2b(repr(perturbation).encode(), digest_size=3).digest()
-    return float(int.from_bytes(digest, "big"))
-
-
-def evidence_of(features: Tensor, head: Head, plan: Plan) -> Evidence:
-    """Evidence of images whose features are there already, on their device.
-
-    Args:
-        features: as an :class:`Encoder` gives them, (B, D) or (B, D + P·(1 + D)), floating, B > 0.
-        head: of the network that they are of.
-        plan: what is asked of them.
+def statistics_of(
+    features: Tensor, extractor: FeatureExtractor, request: FeatureRequest
+) -> Iterator[FeatureStatistics]:
+    """Yield the feature statistics of an :class:`Encoder`'s output in blocks of :data:`ROWS`.
 
     Raises:
-        ValueError: another shape, or the activations of a perturbation that the plan asks for are not there.
-        TypeError: not a floating tensor.
-        NotFinite: NaN or infinity; names the rows.
+        RuntimeError: The network's head is unknown, as no image has gone through it yet.
+        ValueError: Features of another shape, without a perturbation of the request, or not finite (names the rows).
+        TypeError: Not a floating tensor.
     """
     if not isinstance(features, Tensor) or not features.is_floating_point():
-        what = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise TypeError(f"features: {what} is not allowed; expected a floating tensor")
-    rows = max(1, _BLOCK // max(1, features[:1].numel()))
-    parts, done = [], 0
-    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-        for block in features.split(rows):
-            try:
-                parts.append(Evidence.of(_encoded(block, head, plan.perturbations), plan))
-            except NotFinite as error:
-                raise error.shifted(done) from None
-            done += len(block)
-    return Evidence.cat(parts)
+        given = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise TypeError(f"features: {given} is not allowed; expected a floating tensor")
+    split, head = extractor.split, extractor.head
+    if split is None or head is None or split.layer_name is None:
+        raise RuntimeError(
+            f"model: the head of {type(extractor.network).__name__} is not known before an image has gone through it; "
+            "call encoder(images) or predict(images) once"
+        )
+    if bad := (~features.flatten(1).isfinite().all(1)).nonzero().flatten().tolist():
+        raise NotFiniteError("features", bad)
+    with torch.no_grad(), torch.autocast(head.weight.device.type, enabled=False):
+        for block in features.split(ROWS):
+            yield _statistics(block.to(head.weight.device), head, request)
 
 
-def _encoded(features: Tensor, head: Head, perturbations: Sequence[Perturbation]) -> Encoded:
+def _statistics(features: Tensor, head: LinearHead, request: FeatureRequest) -> FeatureStatistics:
     size = head.weight.shape[1]
     count, rest = divmod(features.shape[-1] - size, 1 + size)
     if features.ndim != 2 or rest or count < 0:
         raise ValueError(
-            f"features: shape {tuple(features.shape)} is not allowed; expected (B, {size}) activations of the network's "
-            "last layer but one, or what encoder(images) gives"
+            f"features: shape {tuple(features.shape)} is not allowed; expected (N, {size}) penultimate activations, or "
+            "the output of encoder(images)"
         )
-    if bad := (~torch.isfinite(features).all(1)).nonzero().flatten().tolist():
-        raise NotFinite("features", bad)
-    features = features.to(torch.promote_types(features.dtype, head.weight.dtype))
-    blocks = features[:, size:].unflatten(1, (count, 1 + size)) if count else features.new_empty(0, 0, 0)
+    dtype = torch.promote_types(features.dtype, head.weight.dtype)
+    activation, *blocks = features.to(dtype).split([size, *[1 + size] * count], dim=1)
     perturbed = {}
-    for perturbation in perturbations:
-        here = (blocks[:, :, 0] == mark_of(perturbation)).all(0).nonzero().flatten() if count else []
-        if not len(here):
+    for perturbation in request.perturbations:
+        found = [b[:, 1:] for b in blocks if bool((b[:, 0] == _marker(perturbation)).all())]
+        if not found:
             raise ValueError(
-                f"features: activations of the images with {perturbation} are not among them; encoder(images) gives them "
-                "for the present settings, and predict(images) and fit(loader) need none"
+                f"features: activations of the images with {perturbation} are missing; encoder(images) returns them for "
+                "the present settings, and predict(images) and fit(loader) need no features"
             )
-        perturbed[perturbation] = blocks[:, int(here[0]), 1:]
-    activation = features[:, :size]
-    logits = nn.functional.linear(
-        activation, head.weight.to(activation.dtype), head.bias.to(activation.dtype)
-    )
-    return Encoded(logits, logits.argmax(1), activation, perturbed, head)
+        perturbed[perturbation] = found[0]
+    logits = nn.functional.linear(activation, head.weight.to(dtype), head.bias.to(dtype))
+    return FeatureStatistics.from_features(logits, logits.argmax(1), activation, perturbed, head, request)
+
+
+def _marker(value: Any) -> float:
+    """Return a number that identifies ``value`` by its representation, exact in float32."""
+    return float(int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=3).digest(), "big"))

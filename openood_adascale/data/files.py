@@ -1,0 +1,243 @@
+"""Folders of images, image lists and CSVs as a dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import data
+
+from ..errors import ImageError, SettingError
+from ..features.loading import progress_over
+from .decoding import extensions, read_image
+from .listing import Listed, list_folder, read_csv, read_list
+
+Path = str | os.PathLike[str]
+FOLDERS = "folders"
+"""Value of ``labels``: each class in a folder of its own."""
+_BATCH = 32
+
+
+class ImageFiles(data.Dataset[tuple[Tensor, int]]):
+    """Dataset of image files that yields ``(image, label)``, the image a float tensor (3, H, W).
+
+    >>> files = ImageFiles(["images/a.png"], [3])
+    >>> len(files), files.labels
+    (1, [3])
+
+    Args:
+        paths: Image files.
+        labels: Their labels (default: all −1, unlabelled).
+        transform: Function from a PIL image in RGB to a float tensor (default: pixels between 0 and 1).
+        classes: Names of the classes 0, 1, …, such as those of the class folders.
+
+    Raises:
+        SettingError: Other numbers of labels and paths.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int] | None = None,
+        transform: Callable[[Any], Tensor] | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
+        self.paths = list(paths)
+        self.labels = [-1] * len(self.paths) if labels is None else [int(label) for label in labels]
+        self.transform = transform
+        self.classes = list(classes)
+        if len(self.labels) != len(self.paths):
+            raise SettingError("labels", len(self.labels), f"one for each of {len(self.paths)} images")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return an image and its label.
+
+        Raises:
+            ImageError: The image cannot be read, or the transform fails on it.
+        """
+        path = self.paths[index]
+        return apply_transform(read_image(path), self.transform, path), self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
+        """Return the images of a batch; PyTorch's loader calls this.
+
+        Raises:
+            ImageError: As for one image, or one has another shape than the first.
+        """
+        found = [self[index] for index in indices]
+        for (image, _), index in zip(found, indices, strict=True):
+            if isinstance(image, Tensor) and image.shape != found[0][0].shape:
+                shapes = " and ".join(" × ".join(map(str, one.shape)) for one in (image, found[0][0]))
+                raise ImageError(
+                    self.paths[index],
+                    f"images of different sizes in a batch, {shapes}; expected a transform that gives one size",
+                )
+        return found
+
+    @property
+    def root(self) -> str:
+        """Folder that all files are in (empty if there is none)."""
+        try:
+            return os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        except ValueError:  # no files, or on several drives
+            return ""
+
+    def with_transform(self, transform: Callable[[Any], Tensor] | None) -> ImageFiles:
+        """Return the same files with another transform."""
+        return ImageFiles(self.paths, self.labels, transform, self.classes)
+
+    def without(self, paths: Iterable[str]) -> ImageFiles:
+        """Return the dataset without some files."""
+        left_out = set(paths)
+        kept = [
+            (path, label) for path, label in zip(self.paths, self.labels, strict=True) if path not in left_out
+        ]
+        return ImageFiles(
+            [path for path, _ in kept], [label for _, label in kept], self.transform, self.classes
+        )
+
+
+def apply_transform(image: Any, transform: Callable[[Any], Tensor] | None, path: str) -> Tensor:
+    """Return ``transform(image)`` of a PIL image (default: its pixels between 0 and 1).
+
+    Raises:
+        ImageError: The transform fails on it.
+    """
+    if transform is None:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    try:
+        return transform(image)
+    except Exception as error:  # anyone's code
+        raise ImageError(path, f"its transform failed ({type(error).__name__}: {error})") from error
+
+
+def find_images(where: Path, labels: Path | None = None, root: Path | None = None) -> ImageFiles:
+    """Return the images in a folder or a list.
+
+    Args:
+        where: A folder, with all folders in it, sorted by name with numbers as numbers (hidden files and ``__MACOSX`` are
+            left out; links are followed, but not back to a parent); an image; an image list of OpenOOD's (.txt, a path and
+            a label in each line); or a CSV with the columns path and, perhaps, label.
+        labels: For a folder: ``folders`` (each folder in it is a class; sorted as torchvision's ``ImageFolder`` sorts them
+            they are 0, 1, …) or a CSV with a path and a label for each image (default: unlabelled, −1).
+        root: Folder that a list's paths are relative to (default: the list's own).
+
+    Raises:
+        SettingError: No images, a label that is missing or no whole number, or something that cannot be read.
+    """
+    name = os.fspath(where)
+    end = os.path.splitext(name)[1].lower()
+    if os.path.isdir(name):
+        listed = list_folder(name, labels is not None and os.fspath(labels) == FOLDERS)
+    elif not name or not os.path.lexists(name):
+        raise SettingError("images", name, "a folder, an image, an image list (.txt) or a CSV that exists")
+    elif end in (".txt", ".csv"):
+        if labels is not None:
+            raise SettingError("labels", os.fspath(labels), f"none: {name} has its own")
+        base = os.path.dirname(name) if root is None else os.fspath(root)
+        listed = (read_csv if end == ".csv" else read_list)(name, base)
+        _check_some_exist(name, base, listed)
+        return ImageFiles(listed.paths, listed.labels)
+    else:
+        listed = Listed([name], [-1])
+    if root is not None:
+        raise SettingError("root", os.fspath(root), f"none: {name} is not a list")
+    if not listed.paths:
+        ends = ", ".join(sorted(extensions()))
+        raise SettingError("images", name, f"a folder with images: files, not hidden, that end in {ends}")
+    if labels is not None and os.fspath(labels) != FOLDERS:
+        listed.labels = _labels_of(os.fspath(labels), name, listed.paths)
+    elif labels is not None and not os.path.isdir(name):
+        raise SettingError("labels", FOLDERS, f"a CSV, or none: {name} is not a folder")
+    return ImageFiles(listed.paths, listed.labels, classes=listed.classes)
+
+
+def _check_some_exist(name: str, base: str, listed: Listed) -> None:
+    if not listed.paths:
+        raise SettingError("images", name, "a list with at least one image")
+    if not any(map(os.path.exists, listed.paths)):
+        raise SettingError(
+            "images",
+            name,
+            f"a list of files that exist: none of them is in {base or '.'!r}, such as {listed.paths[0]!r}",
+        )
+
+
+def _labels_of(csv: str, where: str, paths: Sequence[str]) -> list[int]:
+    """Return the labels in a CSV whose paths are relative to its own folder, or to that of the images."""
+    if not os.path.isfile(csv):
+        raise SettingError("labels", csv, f"{FOLDERS}, or a CSV that exists")
+    known: dict[str, int] = {}
+    for base in (where if os.path.isdir(where) else os.path.dirname(where), os.path.dirname(csv)):
+        listed = read_csv(csv, base, "labels")
+        known.update(_label_by_path(listed.paths, listed.labels))
+    found = [known.get(os.path.abspath(path)) for path in paths]
+    missing = [path for path, label in zip(paths, found, strict=True) if label is None]
+    if missing:
+        allowed = f"a CSV with a label for each image; {len(missing)} of {len(paths)} have none, such as {missing[0]!r}"
+        raise SettingError("labels", csv, allowed)
+    return [label for label in found if label is not None]
+
+
+def _label_by_path(paths: Sequence[str], labels: Sequence[int]) -> dict[str, int]:
+    known: dict[str, int] = {}
+    for path, label in zip(paths, labels, strict=True):
+        first = known.setdefault(os.path.abspath(path), label)
+        if first != label:
+            raise SettingError("labels", label, f"one class for each image; {path!r} has {first}, too")
+    return known
+
+
+def check_listed(files: ImageFiles) -> None:
+    """Check that the files of a list exist and have one label each; none is opened.
+
+    Raises:
+        SettingError: One is missing, or has two labels.
+    """
+    missing = [path for path in files.paths if not os.path.exists(path)]
+    if missing:
+        raise SettingError("images", missing[0], f"files that exist; {len(missing)} of {len(files)} do not")
+    _label_by_path(files.paths, files.labels)
+
+
+class _Reasons(data.Dataset[str]):
+    """Dataset of the reasons why images cannot be read, empty for those that can."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            self._files[index]
+        except ImageError as error:
+            return error.why
+        return ""
+
+
+def find_broken(files: ImageFiles, workers: int = 0, progress: bool | None = None) -> list[tuple[str, str]]:
+    """Return path and reason of each image that cannot be read or transformed; all are read once.
+
+    Args:
+        files: The images.
+        workers: Processes that read (default: this one).
+        progress: True or False shows or hides the progress bar (default: shown in a terminal).
+    """
+    loader = data.DataLoader(
+        _Reasons(files),
+        batch_size=_BATCH,
+        num_workers=min(workers, len(files)),
+        collate_fn=list,
+        generator=torch.Generator(),  # so that the global random state is not drawn on
+    )
+    reasons = [why for batch in progress_over(loader, progress, "Check images") for why in batch]
+    return [(path, why) for path, why in zip(files.paths, reasons, strict=True) if why]

@@ -1,0 +1,1 @@
+"""Demo on rendered letters: data, network, evaluation and figure."""

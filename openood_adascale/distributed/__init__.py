@@ -1,1 +1,0 @@
-"""Work on many processes: torch.distributed's group, of which one process directs and the others work for it."""

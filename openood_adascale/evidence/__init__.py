@@ -1,1 +1,0 @@
-"""From images to Evidence: the only wing that runs networks."""

@@ -1,0 +1,1 @@
+"""From images to feature statistics: the only package that runs a network."""

@@ -1,0 +1,430 @@
+"""The linear head of a network: found by running it, and checked in every pass."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..errors import HeadMismatchError
+from .border import head_weights, quantisation_of
+from .modes import (
+    batch_dependent,
+    frozen,
+    original,
+    random_state,
+    restored_random_state,
+    unwrap,
+    version_of,
+)
+
+
+class LinearHead(NamedTuple):
+    """The linear head g: z = a·weightᵀ + bias."""
+
+    weight: Tensor
+    """(C, D), at least float32."""
+    bias: Tensor
+    """(C,), zeros for a head without bias."""
+
+    def clone(self) -> LinearHead:
+        """Return a copy in memory of its own."""
+        return LinearHead(self.weight.clone(), self.bias.clone())
+
+    def to(self, device: torch.device) -> LinearHead:
+        """Return the head on ``device``."""
+        return LinearHead(self.weight.to(device), self.bias.to(device))
+
+
+class ModelOutput(NamedTuple):
+    """Outputs of one forward pass for a batch of B images."""
+
+    logits: Tensor
+    """(B, C) as the network returns them; Algorithm 1 takes their gradient."""
+    activation: Tensor
+    """(B, D) penultimate activation a."""
+    head_input: Tensor
+    """(B, D) input of the head: a, unless the network returns another feature."""
+    head_dtype: torch.dtype
+    """Dtype of the head's output."""
+
+
+class SplitNetwork:
+    """A network split into penultimate activation and linear head.
+
+    The head is the last linear layer (or 1×1 convolution) whose output is the network's. The activation is the
+    feature that a network with OpenOOD's ``return_feature=True`` returns (the first one of a list), and otherwise the
+    head's input. The network must return (B, C) logits, or an object with an attribute ``logits``.
+
+    Args:
+        network: The classifier.
+        images: (B, ...) images on its device; the first two are run.
+
+    Raises:
+        TypeError: The network returns something else than logits.
+        ValueError: No linear layer gives the network's output.
+        HeadMismatchError: One does, but computes something else than W a + b.
+    """
+
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        self.network = unwrap(network)
+        self.takes_channels_last = True
+        """Support of channels-last images, as far as known."""
+        self.fitting_batch: dict[bool, int] = {}
+        """Largest batch that fits a GPU's memory, by "with gradient", where a larger one did not."""
+        self._layer: Any
+        images = images[:2].contiguous()
+        before = {name: version_of(buffer) for name, buffer in self.network.named_buffers()}
+        with restored_random_state(), frozen(self.network), torch.no_grad():
+            drawn = random_state()
+            self._layer, self._call, logits, activation = self._find_layer(images.clone())
+            self._returns_feature = self._try_return_feature(images.clone(), logits, activation)
+            draws = random_state() != drawn
+            again = logits_of(self.network, call(self.network, images.clone()))
+            alone = self._run_alone(images[:1])
+            normalising = batch_dependent(self.network)
+        after = {name: version_of(buffer) for name, buffer in self.network.named_buffers()}
+        self.volatile_buffers = frozenset(name for name in after if after[name] != before.get(name))
+        """Names of buffers that a forward pass changes, for example counters."""
+        self.stochastic = draws or not _nearly_equal(again, logits)
+        """Random outputs even in eval mode."""
+        self.needs_two = alone is None
+        """True if the network fails on a batch of one image, for example since it squeezes its output."""
+        independent = self.stochastic or alone is None or _nearly_equal(alone, logits[:1])
+        self.batch_dependent = bool(normalising) or not independent
+        """Outputs that depend on the other images of the batch; such batches are never split."""
+        name = type(self.network).__name__
+        if self.batch_dependent:
+            who = repr(normalising[0]) if normalising else name
+            _warn(
+                f"{who} uses the statistics of the batch even in eval mode, so scores depend on how the loader batches "
+                "the images; batches are not split and nothing is cached"
+            )
+        if self.stochastic:
+            _warn(
+                f"{name} is random even in eval mode (dropout that stays on?), so scores are random as well and "
+                "nothing is cached"
+            )
+
+    def _run_alone(self, image: Tensor) -> Tensor | None:
+        try:
+            return logits_of(self.network, call(self.network, image.clone()))
+        except (TypeError, RuntimeError) as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            return None
+
+    def _find_layer(self, images: Tensor) -> tuple[Any, int, Tensor, Tensor]:
+        calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+        thread = threading.get_ident()
+
+        def note(module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
+            given, output = _input_and_output(inputs, rest)
+            mine = threading.get_ident() == thread  # another thread may run the same network
+            if mine and isinstance(given, Tensor) and isinstance(output, Tensor) and output.ndim > 1:
+                calls.append((module, given.detach().clone(), output.detach().clone()))
+
+        layers = [module for module in self.network.modules() if _is_linear(module)]
+        handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+        try:
+            logits = logits_of(self.network, call(self.network, images))
+        finally:
+            for handle in handles:
+                handle.remove()
+        refused: HeadMismatchError | None = None
+        for number, (layer, given, output) in reversed(list(enumerate(calls))):
+            flat = output.flatten(1)
+            if flat.shape != logits.shape or not _close(flat.to(logits.dtype), logits):
+                continue
+            self._layer, self._call = layer, sum(other is layer for other, _, _ in calls[:number])
+            given = given.flatten(1)
+            try:
+                self.check(ModelOutput(logits, given, given, output.dtype))
+            except HeadMismatchError as error:
+                refused = refused or error
+                continue
+            return layer, self._call, logits, given
+        if refused is not None:
+            raise refused
+        quantised = quantisation_of(self.network)
+        raise ValueError(
+            f"network: no linear head found in {type(self.network).__name__}; expected a network whose output is that "
+            f"of a linear layer, but none of the {len(calls)} calls of its {len(layers)} linear layers gives its output"
+            + (
+                f" (it has quantised layers, such as {quantised}: leave the last layer out)"
+                if quantised
+                else ""
+            )
+        )
+
+    def _try_return_feature(self, images: Tensor, logits: Tensor, activation: Tensor) -> bool:
+        if "return_feature" not in inspect.signature(self.network.forward).parameters:
+            return False
+        self._returns_feature = True
+        try:
+            output = self(images)
+            self.check(output)
+        except Exception:
+            return False  # a wrapper whose backbone lacks the argument, or returns something else
+        if output.activation.shape == activation.shape and not _close(output.activation, output.head_input):
+            _warn(
+                f"the feature that {type(self.network).__name__} returns is not the input of its head "
+                f"{self.layer_name!r}; it is used as the activation, as OpenOOD's methods do, and W a + b of it as the "
+                "logits, which differ from the network's own"
+            )
+        return (
+            output.activation.shape == activation.shape
+            and output.logits.shape == logits.shape
+            and _close(output.logits, logits)
+        )
+
+    def check(self, output: ModelOutput) -> Tensor:
+        """Return the logits z = W a + b after comparing the network's logits with W·(head input) + b.
+
+        The comparison uses the head's own dtype, so that lower precision allows no deviation beyond its rounding.
+
+        Args:
+            output: Output of one call.
+
+        Returns:
+            (B, C) z, at least float32.
+
+        Raises:
+            HeadMismatchError: The logits differ from W a + b by more than rounding.
+        """
+        weight, bias = head_weights(self._layer)
+        weight = weight.detach()
+        logits, given = output.logits.detach(), output.head_input.detach()
+        if weight.flatten(1).shape != (logits.shape[1], given.shape[1]):
+            raise self._mismatch(f"its weight has the shape {tuple(weight.shape)}")
+        head = _head_of(weight, bias)
+        with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+            dtype = output.head_dtype
+            expected = nn.functional.linear(
+                given.to(dtype),
+                weight.flatten(1).to(dtype),
+                None if bias is None else bias.detach().to(dtype),
+            )
+            wide = functional.statistics_dtype(logits.device)
+            difference = (logits.to(wide) - expected.to(wide)).abs()
+            # Rounding of the sums relative to their terms, bounded by the norms' product, and of the result.
+            sums = torch.finfo(torch.promote_types(dtype, torch.float32)).eps * 16 * math.sqrt(given.shape[1])
+            result = 2 * max(torch.finfo(kind).eps for kind in (dtype, logits.dtype))
+            terms = torch.outer(_norms(given, wide), _norms(weight.flatten(1), wide))
+            terms = terms + head.bias.abs().to(wide)
+            fine = difference <= sums * terms + result * expected.abs().to(wide)
+            # Non-finite values of the network's own have an error of their own.
+            finite = logits.isfinite() & given.isfinite().all(1, keepdim=True)
+            if not bool((fine | ~finite).all()):
+                largest = float(difference[finite].nan_to_num(math.inf).max())
+                raise self._mismatch(
+                    f"they differ by up to {largest:.3g}, where W a + b is at most {float(expected.abs().max()):.3g}"
+                )
+            if dtype == head.weight.dtype and output.activation is output.head_input:
+                return expected
+            activation = at_least_float32(output.activation.detach()).to(head.weight.dtype)
+            return nn.functional.linear(activation, head.weight, head.bias)
+
+    def _mismatch(self, how: str) -> HeadMismatchError:
+        return HeadMismatchError(
+            f"network: the logits of {type(self.network).__name__} are not W a + b of its last linear layer "
+            f"{self.layer_name!r} ({type(self._layer).__name__}): {how}. The methods of this package need a linear head: "
+            "merge adapters (LoRA) into its weights, and remove quantisation, hooks and whatever follows it; they are "
+            "not defined for a cosine head"
+        )
+
+    @property
+    def layer_name(self) -> str | None:
+        """Name of the head within the network (None if it has been replaced)."""
+        modules = original(self.network).named_modules()
+        return next((name for name, module in modules if module is self._layer), None)
+
+    @property
+    def layer(self) -> nn.Module:
+        """The head's module."""
+        found: nn.Module = self._layer
+        return found
+
+    @property
+    def head(self) -> LinearHead:
+        """Present weight and bias, detached, at least float32."""
+        return _head_of(*head_weights(self._layer))
+
+    def __call__(self, images: Tensor) -> ModelOutput:
+        """Run (B, ...) images; the caller sets mode and gradients (see :func:`~.modes.frozen`)."""
+        seen: list[tuple[Any, Any]] = []
+        thread = threading.get_ident()
+
+        def note(module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
+            if threading.get_ident() == thread:
+                seen.append(_input_and_output(inputs, rest))
+
+        handle = self._layer.register_forward_hook(note, with_kwargs=True)
+        try:
+            feature = None
+            if self._returns_feature:
+                logits, feature = call(self.network, images, return_feature=True)
+            else:
+                logits = logits_of(self.network, call(self.network, images))
+        finally:
+            handle.remove()
+        if len(seen) <= self._call:
+            raise HeadNotCalledError(
+                f"network: its head was called {len(seen)} time(s) for this batch and at least {self._call + 1} time(s) "
+                "for the first one; expected the same calls for all images"
+            )
+        head_input, head_output = seen[self._call]
+        activation = head_input = head_input.flatten(1)
+        if feature is not None:
+            activation = (feature[0] if isinstance(feature, list | tuple) else feature).flatten(1)
+            if _same_memory(activation, head_input):
+                activation = head_input
+        return ModelOutput(logits, activation, head_input, head_output.dtype)
+
+
+def _head_of(weight: Tensor, bias: Tensor | None) -> LinearHead:
+    weight = at_least_float32(weight.detach().flatten(1))
+    return LinearHead(
+        weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight.dtype)
+    )
+
+
+class HeadNotCalledError(RuntimeError):
+    """The layer found as the head was not called."""
+
+
+def call(network: nn.Module, images: Tensor, **keywords: Any) -> Any:
+    """Call ``network``; an error of one of torch's layers is raised again with the shape of the images.
+
+    Raises:
+        RuntimeError: As said, or the network is compiled with ``fullgraph=True``.
+    """
+    try:
+        return network(images, **keywords)
+    except Exception as error:
+        name = type(network).__name__
+        if type(error).__module__.startswith("torch._dynamo"):
+            raise RuntimeError(
+                f"network: {name} is compiled with fullgraph=True, so the activation cannot be read; compile it without "
+                "fullgraph, or pass the network that was compiled (its _orig_mod)"
+            ) from error
+        if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or not _is_from_torch(error):
+            raise
+        raise RuntimeError(
+            f"network: {name} fails on images of shape {tuple(images.shape)}, {images.dtype}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _is_from_torch(error: Exception) -> bool:
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    module = "" if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] == "torch"
+
+
+def logits_of(network: nn.Module, output: Any) -> Tensor:
+    """Return the (B, C) logits in a network's output, a tensor or an object or mapping with ``logits``.
+
+    Raises:
+        TypeError: The output has no (B, C) logits.
+        ValueError: C is 1.
+    """
+    logits = (
+        output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+    )
+    if isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] == 1:
+        raise ValueError(
+            f"network: {type(network).__name__} has a single logit; expected (B, C) logits with C of 2 or more (of a "
+            "binary network with logit z, the logits 0 and z: a last layer with the weights (0, w) and biases (0, b))"
+        )
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        shape = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
+        squeezed = (
+            " (does it squeeze the output of a batch of one image?)"
+            if isinstance(logits, Tensor) and logits.ndim == 1
+            else ""
+        )
+        raise TypeError(
+            f"network: {type(network).__name__} returns {shape or type(output).__name__}; expected (B, C) logits{squeezed}"
+        )
+    return logits
+
+
+def logits_in_eval_mode(network: nn.Module, images: Tensor) -> Tensor:
+    """Return the (B, C) logits of a network in eval mode, without gradients; its state is restored.
+
+    A network that fails on a single image is run on two copies of it.
+
+    Args:
+        network: The classifier.
+        images: (B, ...) images on its device.
+
+    Raises:
+        TypeError: The output has no (B, C) logits.
+        RuntimeError: The network fails on the images.
+    """
+    with frozen(network), torch.no_grad():
+        # A network may change its input in place.
+        try:
+            return logits_of(network, call(network, images.clone()))
+        except (TypeError, RuntimeError):
+            if len(images) > 1:
+                raise
+        return logits_of(network, call(network, torch.cat([images, images])))[:1]
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return ``values`` in float32, or in float64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"network: {text}", UserWarning, stacklevel=5)
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one is other or (
+        (one.data_ptr(), one.shape, one.stride(), one.dtype)
+        == (other.data_ptr(), other.shape, other.stride(), other.dtype)
+    )
+
+
+def _norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.linalg.vector_norm(at_least_float32(rows), dim=1, dtype=dtype)
+
+
+def _input_and_output(inputs: tuple[Any, ...], rest: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Return a layer's input and output from a forward hook's arguments.
+
+    The keywords are missing at times if another thread removes a hook of its own from the same layer.
+    """
+    *keywords, output = rest
+    return inputs[0] if inputs else (keywords[0].get("input") if keywords else None), output
+
+
+def _nearly_equal(one: Tensor, other: Tensor) -> bool:
+    """Compare logits up to rounding, which differs with the number of images."""
+    size = float(other.abs().nan_to_num().max()) if other.numel() else 0.0
+    rounding = 1e-3 if other.dtype in (torch.float32, torch.float64) else 5e-2
+    return torch.allclose(one, other, rtol=rounding, atol=rounding * size, equal_nan=True)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    if not isinstance(getattr(module, "weight", None), Tensor):  # quantised layers have a method there
+        return False
+    return isinstance(module, nn.Linear) or (
+        isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1} and module.groups == 1
+    )

@@ -1,0 +1,1 @@
+"""Networks by name or file, with their weights and transforms."""

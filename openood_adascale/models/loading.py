@@ -1,0 +1,230 @@
+"""A network by its name or file, with its weights and the transform of its images."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingError
+from ..features.border import check_network
+from ..features.extractor import prepare_images
+from ..features.head import logits_in_eval_mode
+from .huggingface import load_classifier
+from .specs import import_object, library, library_class_names, timm_name, torchvision_builder
+from .transforms import Transform, transform_for
+from .weights import Say, StateDict, class_count, load_weights, read_state_dict, renamed_to_fit
+
+ALLOWED = "torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, package.module:function or file.py:function"
+DEFAULT = "default"
+"""Value of ``weights``: the library's own."""
+_COUNTS = (7, 11)
+"""Numbers of classes of two networks that differ in the head only."""
+_TRANSFORMING_INPUT = ("googlenet", "inception_v3")
+Weights = str | os.PathLike[str] | None
+
+
+@dataclass
+class LoadedNetwork:
+    """A network that is ready to run."""
+
+    network: nn.Module
+    """In eval mode, on the CPU."""
+    transform: Transform
+    """From a PIL image in RGB to the float tensor (3, H, W) that the network expects."""
+    name: str
+    """Spec that it was loaded by."""
+    description: str
+    """The transform in one line."""
+    classes: list[str] = field(default_factory=list)
+    """Names of the classes 0, 1, … (empty if they are unknown)."""
+
+    def class_count(self, image: Tensor) -> int:
+        """Return C, the number of logits for one transformed image (3, H, W).
+
+        Raises:
+            ValueError: The network cannot be used, or has a single logit.
+            RuntimeError: The network fails on the image.
+        """
+        check_network(self.network)
+        images = prepare_images(self.network, torch.stack([image, image]))  # it may fail on a single image
+        return int(logits_in_eval_mode(self.network, images).shape[1])
+
+
+def load_network(
+    spec: str, weights: Weights = None, transform: str | Transform | None = None, say: Say | None = None
+) -> LoadedNetwork:
+    """Load a network with its weights and its transform.
+
+    >>> loaded = load_network("timm:test_resnet", "weights.pth")          # doctest: +SKIP
+    >>> logits = loaded.network(loaded.transform(image)[None])            # doctest: +SKIP
+    >>> load_network("resnet50")                                          # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    openood_adascale.errors.SettingError: ...
+
+    Args:
+        spec: ``torchvision:NAME``, ``timm:NAME``, ``hf:NAME`` (a model of the Hugging Face hub, or a folder of its files,
+            which needs no internet), or ``package.module:function`` or ``file.py:function``, a function without arguments
+            that returns a network, or a network and its transform.
+        weights: A file (.safetensors, or a state dict in .pth, .pt or .ckpt, read without executing anything), or
+            ``default``, the library's own, which may be downloaded (default: those of the function or of the Hugging Face
+            model). The number of classes of torchvision's and timm's networks follows from the file.
+        transform: torchvision's (``torchvision:NAME``), timm's (``timm:NAME``), the image processor of a Hugging Face model
+            (``hf:NAME``), a function of your own (as ``spec``, or itself), or
+            ``size=224,resize=256,mean=…,std=…,interpolation=…``, which changes the network's (default: that of the
+            library's weights, or of the function).
+        say: Called with a line if names in the file were changed to fit.
+
+    Raises:
+        SettingError: One of them cannot be used, or they do not fit.
+    """
+    if not isinstance(spec, str) or ":" not in spec:
+        raise SettingError("network", spec, ALLOWED)
+    if weights is not None and not isinstance(weights, str | os.PathLike):
+        raise SettingError("weights", weights, f"a file, {DEFAULT}, or nothing")
+    kind, _, name = spec.partition(":")
+    own: Any = None
+    classes: list[str] | None = None
+    if kind in ("torchvision", "timm") and name:
+        network = _from_library(kind, spec, weights, say)
+    else:
+        if kind == "hf":
+            network, own, classes = load_classifier(spec)
+            weights = None if weights == DEFAULT else weights
+        else:
+            network, own = _from_function(spec)
+        if weights == DEFAULT:
+            raise SettingError("weights", weights, f"a file, or nothing: {spec} has its own")
+        if weights is not None:
+            load_weights(network, read_state_dict(weights, say), os.fspath(weights), spec, say)
+    network.eval()
+    file = "" if weights is None else os.fspath(weights)
+    found, description = transform_for(spec, network, own, transform, file)
+    if classes is None:
+        classes = library_class_names(spec, network, file)
+    return LoadedNetwork(network, found, spec, description, classes)
+
+
+def _from_library(kind: str, spec: str, weights: Weights, say: Say | None) -> nn.Module:
+    build = _torchvision_build(spec) if kind == "torchvision" else _timm_build(spec)
+    if weights is None:
+        raise SettingError(
+            "weights", weights, f"a file, or {DEFAULT}: those of {spec} are random without one"
+        )
+    if weights == DEFAULT:
+        return _with_default_weights(kind, spec, build)
+    file = os.fspath(weights)
+    state = read_state_dict(file, say)
+    options: dict[str, Any] = {}
+    name = spec.partition(":")[2].lower()
+    if kind == "torchvision":
+        state = _with_new_names(name, state)
+        if name in _TRANSFORMING_INPUT:
+            # As for torchvision's own weights, whose transform is used; auxiliary heads may have been left out.
+            auxiliary = any(".fc" in key and "aux" in key.lower() for key in state)
+            options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
+    one, other = (_shapes(build, spec, {**options, "num_classes": count}) for count in _COUNTS)
+    count = class_count(renamed_to_fit(state, one)[0], one, other, _COUNTS)
+    if count is None:
+        heads = [key for key in one if one[key] != other.get(key)]
+        raise SettingError(
+            "weights", file, f"weights of {spec} with its head ({', '.join(heads) or 'it has none'})"
+        )
+    network = _built(build, spec, {**options, "num_classes": count})
+    load_weights(network, state, file, spec, say)
+    return network
+
+
+Build = Callable[..., nn.Module]
+
+
+def _torchvision_build(spec: str) -> Build:
+    builder = torchvision_builder(spec)
+
+    def build(**options: Any) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # on a random initialisation that is overwritten
+            return builder(**options)
+
+    return build
+
+
+def _timm_build(spec: str) -> Build:
+    timm, name = library("timm", spec), timm_name(spec)
+
+    def build(**options: Any) -> nn.Module:
+        network: nn.Module = timm.create_model(name, **options)
+        return network
+
+    return build
+
+
+def _with_default_weights(kind: str, spec: str, build: Build) -> nn.Module:
+    try:
+        network = build(weights="DEFAULT") if kind == "torchvision" else build(pretrained=True)
+    except Exception as error:  # downloads raise anything
+        allowed = f"a file, since {spec}'s own weights cannot be loaded ({type(error).__name__}: {error})"
+        raise SettingError("weights", DEFAULT, allowed) from error
+    if kind == "timm" and getattr(network, "num_classes", None) == 0:
+        raise SettingError("weights", DEFAULT, f"a file with a head: {spec}'s own weights have none")
+    return network
+
+
+def _with_new_names(name: str, state: StateDict) -> StateDict:
+    """Rename the weights in torchvision's files of DenseNets, which are older than the names of its layers."""
+    if not name.startswith("densenet"):
+        return state
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): value
+        for key, value in state.items()
+    }
+
+
+def _built(build: Build, spec: str, options: Mapping[str, Any]) -> nn.Module:
+    try:
+        return build(**options)
+    except Exception as error:  # options that it does not take, or anything else it lacks
+        chosen = ", ".join(f"{name}={value}" for name, value in options.items())
+        raise SettingError(
+            "network", spec, f"one that can be built with {chosen}; building it: {error}"
+        ) from error
+
+
+def _shapes(build: Build, spec: str, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's weights by name."""
+    try:
+        with torch.device("meta"):
+            network = build(**options)
+    except Exception:  # some initialisations look at the drawn values
+        network = _built(build, spec, options)
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
+def _from_function(spec: str) -> tuple[nn.Module, Any]:
+    make = import_object("network", spec, ALLOWED)
+    wanted = f"a function without arguments that returns a network, or (network, transform): {spec.rpartition(':')[2]}"
+    if isinstance(make, nn.Module) or not callable(make):
+        raise SettingError("network", spec, f"{wanted} is {type(make).__name__}")
+    try:
+        made = make()
+    except Exception as error:  # anyone's code
+        raise SettingError("network", spec, f"{wanted} raised {type(error).__name__}: {error}") from error
+    network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(network, nn.Module) or not (transform is None or callable(transform)):
+        returned = type(made).__name__
+        if isinstance(made, tuple):
+            returned = f"({', '.join(type(one).__name__ for one in made)})"
+        raise SettingError("network", spec, f"{wanted} returned {returned}")
+    try:
+        check_network(network)
+    except ValueError as error:
+        raise SettingError(
+            "network", spec, f"one that can be used; {str(error).removeprefix('network: ')}"
+        ) from error
+    return network, transform

@@ -1,0 +1,166 @@
+"""Names of networks and functions: ``torchvision:NAME``, ``timm:NAME``, ``module:function`` and ``file.py:function``."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from torch import nn
+
+from ..errors import SettingError
+
+
+def library(name: str, spec: str, setting: str = "network") -> Any:
+    """Import a library that only some specs need.
+
+    Raises:
+        SettingError: It is not installed, or broken.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a library built for another torch raises anything
+        allowed = f"an installed {name} (pip install {name}); importing it: {error}"
+        raise SettingError(setting, spec, allowed) from error
+
+
+def torchvision_builder(spec: str) -> Callable[..., nn.Module]:
+    """Return torchvision's function that builds a classifier.
+
+    Raises:
+        SettingError: torchvision has no classifier of this name.
+    """
+    models = library("torchvision", spec).models
+    # Classifiers only; detection and so on are in modules of their own.
+    names = models.list_models(module=models)
+    name = spec.partition(":")[2]
+    if name.lower() not in names:
+        raise SettingError("network", spec, f"torchvision:NAME of a classifier{nearest(name, names)}")
+    builder: Callable[..., nn.Module] = models.get_model_builder(name)
+    return builder
+
+
+def timm_name(spec: str) -> str:
+    """Return the name of a model of timm's, with the tag of its weights if it has one.
+
+    Raises:
+        SettingError: timm has no such model, or no such weights of it.
+    """
+    timm = library("timm", spec)
+    name = spec.partition(":")[2]
+    model, _, tag = name.partition(".")
+    # timm would also load models of anyone's repository (hf-hub:), which may hold a pickle.
+    if ":" in name or not timm.is_model(model):
+        raise SettingError("network", spec, f"timm:NAME of a model{nearest(name, timm.list_models())}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{model}.*")]
+    if tag and tag not in tags:
+        named = f"with one of the tags {', '.join(tags)}" if tags else "alone, as it has no tags"
+        raise SettingError("network", spec, f"timm:{model}, {named}")
+    return name
+
+
+def library_class_names(spec: str, network: nn.Module, file: str) -> list[str]:
+    """Return the class names of torchvision's and timm's own weights (empty for others).
+
+    Args:
+        spec: Spec of the network.
+        network: The network.
+        file: File of its weights; torchvision's are known by the names that they are downloaded under.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "torchvision":
+        known = library("torchvision", spec).models.get_model_weights(name)
+        own = [one for one in known if os.path.basename(one.url) == os.path.basename(file)]
+        weights = own[0] if own else known.DEFAULT if file == "default" else None
+        return [] if weights is None else list(weights.meta.get("categories", ()))
+    if kind == "timm" and file == "default":
+        data = library("timm", spec).data
+        if subset := data.infer_imagenet_subset(network):
+            info = data.ImageNetInfo(subset)
+            return [info.index_to_description(number) for number in range(info.num_classes())]
+    return []
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ``, such as A, B`` with the names closest to ``name`` (empty if none is close)."""
+    found = difflib.get_close_matches(name.lower(), list(names), 4, 0.5)
+    return f", such as {', '.join(found)}" if found else ""
+
+
+def import_object(setting: str, spec: str, allowed: str) -> Any:
+    """Return the object that ``package.module:name`` or ``file.py:name`` names.
+
+    Raises:
+        SettingError: No such object, or importing it fails.
+    """
+    where, colon, name = spec.rpartition(":")
+    if not (where and colon and name.isidentifier()):
+        raise SettingError(setting, spec, allowed)
+    is_file = where.lower().endswith(".py")
+    if is_file and not os.path.isfile(where):
+        raise SettingError(setting, spec, f"a file that exists; there is no {where!r}")
+    try:
+        module = _import_file(Path(where).resolve()) if is_file else importlib.import_module(where)
+    except Exception as error:  # anyone's code
+        raise SettingError(
+            setting, spec, f"{allowed}; importing {where} raised {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, name):
+        defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise SettingError(setting, spec, f"a function that {where} has{nearest(name, defined)}")
+    return getattr(module, name)
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file once, under its own name if that is free, so that processes that read images find it again.
+
+    Its folder is added to the end of ``sys.path``, for those processes and for the file's own imports.
+    """
+    name = path.stem
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    importlib.invalidate_caches()
+    if not name.isidentifier() or not _is_found_as(name, path):
+        name = f"{name}_{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
+    known = sys.modules.get(name)
+    if known is not None:
+        return known
+    spec = importlib.util.spec_from_file_location(name, path, loader=_UncachedLoader(name, str(path)))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+class _UncachedLoader(SourceFileLoader):
+    """Loader that compiles the file as it is now.
+
+    Python's cache goes by size and second, and would miss a digit that is changed at once.
+    """
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def _is_found_as(name: str, path: Path) -> bool:
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # __main__ and the like
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path

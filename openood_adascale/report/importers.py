@@ -1,0 +1,266 @@
+"""Runs from OpenOOD's own result folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..errors import ResultError
+from ..metrics import fpr95_auroc
+from .names import AVERAGES, SCHEMES, Identity, identify, is_name, label_of, method_of, shortened, shown
+from .run import LARGEST, MethodResult, Run, read_run, table_of, value_at
+from .tables import ResultTable, find_tables, mean_and_std, read_table
+from .unpickling import NumbersUnpickler, as_array
+
+
+def load(folder: str | Path) -> list[Run]:
+    """Read a folder of this package's (``run.json``), or of OpenOOD's, as one run per scheme.
+
+    Raises:
+        ResultError: If there is nothing to read, or several runs, or the result format of an earlier version.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ResultError(f"{folder}: no such folder; expected the folder of a run")
+    if not (folder / "run.json").exists():
+        return read_openood(folder)
+    run = read_run(folder)
+    listed = {f"{name}.csv" for name in run.files()}
+    tables, _ = find_tables(folder / run.scheme)
+    if others := [path.name for path in tables if path.name not in listed]:
+        run.notes.append(f"Left out, not part of the run in run.json: {shortened(', '.join(others), 200)}.")
+    return [replace(run, title=run.title or _title(folder))]
+
+
+def _title(folder: Path) -> str:
+    return Path(os.path.abspath(folder)).name
+
+
+class Saved(NamedTuple):
+    """Scores in a pickle of ``eval_ood.py --save-score``."""
+
+    id: np.ndarray
+    near: dict[str, np.ndarray]
+    far: dict[str, np.ndarray]
+    accuracy: float | None
+    """In percent."""
+    labels: np.ndarray | None
+    """Labels of the ID images, which show their order."""
+
+    def table(self) -> pd.DataFrame:
+        """Return FPR@95, AUROC and accuracy in percent."""
+        rows = {
+            name: dict(zip(("FPR@95", "AUROC"), fpr95_auroc(self.id, values), strict=True))
+            for name, values in {**self.near, **self.far}.items()
+        }
+        table = table_of(rows, list(self.near), list(self.far))
+        return table.assign(ACC=np.nan if self.accuracy is None else self.accuracy)
+
+
+def read_openood(folder: str | Path) -> list[Run]:
+    """Read the result CSVs and saved scores below a folder of OpenOOD's as one run per scheme.
+
+    Files that are malformed or unsafe to read are left out; the runs' notes name them. Of several training runs the
+    scores of the first are used.
+
+    Raises:
+        ResultError: If nothing is left, or if the folder holds runs of several datasets or networks.
+    """
+    folder = Path(folder)
+    if old := next((name for name in ("images.parquet", "images.csv") if (folder / name).exists()), None):
+        raise ResultError(
+            f"{folder}: {old} without run.json, from an interrupted run or an earlier version; expected run.json: "
+            "evaluate again"
+        )
+    paths, left_out = find_tables(folder)
+    identities: list[Identity] = []
+    tables: dict[tuple[str, str], list[tuple[Path, ResultTable]]] = {}
+    scores: dict[tuple[str, str], Saved] = {}
+    for path in [*paths, *sorted(folder.rglob("scores/*.pkl"))]:
+        identity = identify(path)
+        name = shown(identity.stem)
+        try:
+            if path.suffix == ".csv":
+                table = read_table(path)
+                tables.setdefault((identity.scheme or "ood", name), []).append((path, table))
+            elif path.is_file():
+                for scheme, saved in read_scores(path).items():
+                    scores.setdefault((scheme, name), saved)
+            identities.append(identity)
+        except (ResultError, OSError) as error:
+            left_out.append(str(error))
+    found = {(one.dataset, one.network, one.training) for one in identities if one.run and one.dataset}
+    if len(found) > 1:
+        several = "; ".join(sorted(" ".join(filter(None, one)) for one in found))
+        raise ResultError(f"{folder}: several runs ({several}); expected the folder of one of them")
+    if not tables and not scores:
+        reasons = "".join(f"; left out: {reason}" for reason in left_out)
+        raise ResultError(
+            f"{folder}: no results; expected run.json, or result CSVs or scores of OpenOOD's (ood/*.csv, fsood/*.csv, "
+            f"ood.csv, scores/*.pkl){reasons}"
+        )
+    dataset, network, training = next(iter(found), (None, None, None))
+    runs = []
+    for scheme in SCHEMES:
+        names = dict.fromkeys(name for one, name in (*tables, *scores) if one == scheme)
+        if names:
+            notes: list[str] = []
+            own = {one: _merged(folder, one, tables.get((scheme, one), []), notes) for one in names}
+            run = _run(own, {one: scores[scheme, one] for one in names if (scheme, one) in scores}, notes)
+            run.scheme, run.id, run.network, run.title, run.date = (
+                scheme,
+                dataset,
+                network,
+                _title(folder),
+                "",
+            )
+            run.settings = {"training": training} if training else {}
+            runs.append(run)
+    runs[0].notes += [f"left out: {reason}" for reason in left_out]
+    return runs
+
+
+def _merged(
+    folder: Path, name: str, found: list[tuple[Path, ResultTable]], notes: list[str]
+) -> ResultTable | None:
+    """Return a method's table; the mean ± std of main.py's tables if there is one per seed."""
+    if not found:
+        return None
+    places = [str(path.relative_to(folder)) for path, _ in found]
+    first = found[0][1]
+    notes += [f"{places[0]}: {note}" for note in first.notes]
+    if len(found) > 1 and all(path.name == "ood.csv" for path, _ in found):
+        try:
+            mean, std = mean_and_std([table.mean for _, table in found])
+        except ValueError:
+            pass  # of other OOD sets
+        else:
+            notes.append(f"{label_of(name)}: mean ± standard deviation over {', '.join(places)}")
+            return replace(first, mean=mean, std=std)
+    if len(found) > 1:
+        notes.append(f"{label_of(name)}: {places[0]} is used, not {shortened(', '.join(places[1:]), 200)}")
+    return first
+
+
+def _run(tables: dict[str, ResultTable | None], scores: dict[str, Saved], notes: list[str]) -> Run:
+    methods: list[MethodResult] = []
+    near: dict[str, None] = {}
+    far: dict[str, None] = {}
+    counts: dict[str, int] = {}
+    orders = [saved.labels for saved in scores.values()]
+    if any(
+        not np.array_equal(order, orders[0])
+        for order in orders
+        if order is not None and orders[0] is not None
+    ):
+        notes.append(
+            "The saved scores are of images in different orders, as eval_ood_imagenet.py's loaders shuffle: intervals of "
+            "differences between methods are too wide."
+        )
+    for name, table in tables.items():
+        label, known = label_of(name), method_of(name)[0]
+        label = f"{known} ({name})" if known and label == name else label
+        by_set: dict[str, np.ndarray] = {}
+        if (saved := scores.get(name)) is not None:
+            by_set, computed = {"id": saved.id, **saved.near, **saved.far}, saved.table()
+            if table is None:
+                table = ResultTable(tuple(saved.near), tuple(saved.far), computed)
+            notes += _differences(label, table, computed)
+            if any(counts.setdefault(key, len(values)) != len(values) for key, values in by_set.items()):
+                notes.append(f"{label}: scores left out; they are of other numbers of images")
+                by_set = {}
+        if table is not None:
+            near |= dict.fromkeys(table.near)
+            far |= dict.fromkeys(table.far)
+            methods.append(MethodResult(name, table.mean, label, table.std, by_set))
+    for method in methods:
+        if {*method.table.index} - {*AVERAGES} != {*near, *far}:
+            notes.append(f"{method.label}: evaluated on other OOD sets; its averages are not comparable")
+    return Run(methods, tuple(near), tuple(name for name in far if name not in near), notes=notes)
+
+
+def _differences(label: str, table: ResultTable, computed: pd.DataFrame) -> list[str]:
+    """Compare the averages of a table with those of saved scores, which can be of different runs."""
+    notes = []
+    for row in AVERAGES:
+        told, saved = value_at(table.mean, row, "AUROC"), value_at(computed, row, "AUROC")
+        if table.std is None and abs(told - saved) > 0.05:
+            notes.append(
+                f"{label}: {row} AUROC is {told:.2f} in the table and {saved:.2f} from the saved scores: one of them is "
+                "older"
+            )
+    return notes
+
+
+def read_scores(path: str | Path) -> dict[str, Saved]:
+    """Read ``scores/POSTPROCESSOR.pkl`` of ``eval_ood.py`` without executing anything from it.
+
+    Returns:
+        Scores by scheme; ``fsood`` only if the covariate-shifted images were evaluated.
+
+    Raises:
+        ResultError: If the file is something else.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            saved: Any = NumbersUnpickler(file).load()
+    except Exception as error:  # a damaged or hostile pickle can raise anything
+        raise ResultError(f"{path}: not a score file that can be read safely: {error}") from error
+    try:
+        near, far = (dict(saved["ood"][side]) for side in ("near", "far"))
+        test, shifted = saved["id"]["test"], dict(saved["csid"])
+        pairs = [(saved["id_preds"], saved["id_labels"])]
+        more = [(saved["csid_preds"][name], saved["csid_labels"][name]) for name in shifted]
+    except (TypeError, ValueError, LookupError) as error:
+        raise ResultError(
+            f"{path}: not the scores of OpenOOD's Evaluator ({error!r}); expected a dict with 'id', 'csid', 'ood', "
+            "'id_preds', 'id_labels', 'csid_preds', 'csid_labels'"
+        ) from error
+    names = [*near, *far]
+    for name in (*names, *shifted):
+        if not is_name(name) or name in (*AVERAGES, "id") or names.count(name) > 1:
+            raise ResultError(f"{path}: OOD set {shortened(repr(name))}; expected names of their own")
+    near, far = (
+        {name: _scores(path, name, entry) for name, entry in side.items() if entry is not None}
+        for side in (near, far)
+    )
+    if test is None or not (near or far):  # an unfinished evaluation
+        return {}
+    id_scores = _scores(path, "id", test)
+    found = {"ood": Saved(id_scores, near, far, _accuracy(path, pairs), as_array(pairs[0][1]))}
+    if shifted and all(entry is not None for entry in shifted.values()):
+        parts = [id_scores, *(_scores(path, name, entry) for name, entry in shifted.items())]
+        accuracy = _accuracy(path, [*pairs, *more])
+        found["fsood"] = found["ood"]._replace(id=np.concatenate(parts), accuracy=accuracy)
+    return found
+
+
+def _scores(path: Path, name: str, entry: object) -> np.ndarray:
+    """Return the middle one of (prediction, confidence, label)."""
+    scores = as_array(entry[1]) if isinstance(entry, list | tuple) and len(entry) == 3 else None
+    if scores is None or scores.dtype.kind not in "biuf" or (scores.size,) != scores.shape[:1]:
+        raise ResultError(f"{path}: {name}: expected (prediction, confidence, label), a number per image")
+    if scores.size == 0 or np.isnan(scores).any():
+        raise ResultError(
+            f"{path}: {name}: {np.isnan(scores).sum()} of {scores.size} scores are NaN; expected numbers"
+        )
+    return np.clip(scores.reshape(-1).astype(np.float64), -LARGEST, LARGEST)
+
+
+def _accuracy(path: Path, pairs: Iterable[tuple[object, object]]) -> float | None:
+    hits = total = 0
+    for predictions, labels in pairs:
+        if predictions is None or labels is None:
+            return None
+        one, other = as_array(predictions), as_array(labels)
+        if one is None or other is None or one.shape != other.shape or one.ndim != 1 or not one.size:
+            raise ResultError(f"{path}: predictions and labels do not match; expected a number per image")
+        hits, total = hits + int((one == other).sum()), total + len(one)
+    return 100 * hits / total

@@ -1,0 +1,181 @@
+"""An unpickler for arrays of numbers that executes nothing from the pickle.
+
+A pickle is a program. Only the names that arrays and tensors of numbers need are allowed here, and each is replaced by
+code of this module that rebuilds plain numbers. Any other name is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import pickletools
+import re
+from collections.abc import Callable
+from math import prod
+from typing import IO, Any, ClassVar
+
+import numpy as np
+
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_STORAGES = {
+    "BoolStorage": "?",
+    "ByteStorage": "<u1",
+    "CharStorage": "<i1",
+    "ShortStorage": "<i2",
+    "IntStorage": "<i4",
+    "LongStorage": "<i8",
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+}
+
+
+class _Dtype:
+    """Replacement for a pickled ``numpy.dtype`` of numbers or booleans."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, code: object, *_: object) -> None:
+        if not isinstance(code, str) or not re.fullmatch(r"[biuf][1248]", code):
+            raise pickle.UnpicklingError(f"an array of dtype {code!r}; expected numbers or booleans")
+        self.value = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.value = self.value.newbyteorder("<" if state[1] == "|" else state[1])
+
+
+class _Array:
+    """Replacement for an array pickled with protocol 4 or earlier, whose content is its state."""
+
+    __slots__ = ("value",)
+
+    value: np.ndarray
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        self.value = _numbers(data, dtype, shape, "F" if fortran else "C")
+
+
+def as_array(value: object) -> np.ndarray | None:
+    """Return the array in a value that :class:`NumbersUnpickler` loaded, or None if it is something else."""
+    if isinstance(value, _Array):
+        value = getattr(value, "value", None)
+    return value if isinstance(value, np.ndarray) else None
+
+
+def _numbers(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+    return np.frombuffer(data, dtype.value).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _check_memo(file: IO[bytes]) -> None:
+    """Reject memo keys that are not consecutive, since Python allocates memory up to the largest one.
+
+    The file's position is kept.
+    """
+    start, too_large = file.tell(), None
+    with contextlib.suppress(Exception):  # a damaged pickle fails when it is loaded
+        for count, (step, number, _) in enumerate(pickletools.genops(file)):
+            if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(number, int) and number > count:
+                too_large = number
+                break
+    file.seek(start)
+    if too_large is not None:
+        raise pickle.UnpicklingError(f"damaged: memo key {too_large}")
+
+
+class NumbersUnpickler(pickle.Unpickler):
+    """Unpickler for OpenOOD's score files.
+
+    A name that such files do not contain is an error, raised before anything is imported. Tensors become arrays; get
+    arrays out of the loaded value with :func:`as_array`.
+    """
+
+    _KNOWN: ClassVar[dict[tuple[str, str], str]] = {
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): "_reconstruct" for core in ("core", "_core")},
+        **{(f"numpy.{core}.multiarray", "scalar"): "_scalar" for core in ("core", "_core")},
+        **{(f"numpy.{core}.numeric", "_frombuffer"): "_frombuffer" for core in ("core", "_core")},
+        ("numpy", "ndarray"): "_ndarray",
+        ("numpy", "dtype"): "_dtype",
+        ("collections", "OrderedDict"): "_dict",
+        ("_codecs", "encode"): "_encode",
+        ("torch._utils", "_rebuild_tensor_v2"): "_tensor",
+        ("torch.storage", "_load_from_bytes"): "_storage",
+    }
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self._file = file
+
+    def load(self) -> Any:
+        """Return the value at the file's position."""
+        _check_memo(self._file)
+        return super().load()
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return this module's replacement for a name."""
+        if (module, name) not in self._KNOWN:
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, which saved scores do not contain; nothing was executed"
+            )
+        known: Callable[..., object] = getattr(self, self._KNOWN[module, name])
+        # A new function each time, so that attributes that a pickle sets on it are lost.
+        return lambda *args: known(*args)
+
+    def _reconstruct(self, *_: object) -> _Array:
+        return _Array()
+
+    def _ndarray(self, *_: object) -> None:
+        raise pickle.UnpicklingError("it calls numpy.ndarray, which saved scores do not")
+
+    def _dtype(self, *args: object) -> _Dtype:
+        return _Dtype(*args)
+
+    def _scalar(self, dtype: _Dtype, data: bytes) -> float:
+        number: float = _numbers(data, dtype, (1,))[0].item()
+        return number
+
+    def _frombuffer(self, data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+        return _numbers(data, dtype, shape, order)
+
+    def _dict(self, *_: object) -> dict[object, object]:
+        return {}
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise pickle.UnpicklingError(f"it encodes text as {encoding!r}; NumPy uses 'latin1'")
+        return text.encode("latin1")
+
+    def _storage(self, data: bytes) -> np.ndarray:
+        """Read a tensor's values: five small pickles (the fourth has type and length), then the raw numbers.
+
+        ``torch.load`` could execute such bytes even with ``weights_only=True`` before PyTorch 2.6.
+        """
+        stream = io.BytesIO(data)
+        magic, version, system, (kind, code, *_), _ = (_StorageUnpickler(stream).load() for _ in range(5))
+        if (magic, version, system["little_endian"], kind) != (_TORCH_MAGIC, 1001, True, "storage"):
+            raise pickle.UnpicklingError("a tensor's values are not in torch's format")
+        if code not in _STORAGES.values():
+            raise pickle.UnpicklingError(f"a tensor of type {code!r}; expected numbers or booleans")
+        count = int.from_bytes(stream.read(8), "little")
+        return np.frombuffer(data, np.dtype(code), count, stream.tell())
+
+    def _tensor(
+        self, storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+    ) -> np.ndarray:
+        if stride != tuple(prod(size[axis + 1 :]) for axis in range(len(size))):
+            raise pickle.UnpicklingError(f"a tensor of strides {stride}; expected a contiguous one")
+        return storage[offset : offset + prod(size)].reshape(size)
+
+
+class _StorageUnpickler(NumbersUnpickler):
+    """Unpickler for the header of a tensor's storage; torch.LongStorage and the like become NumPy's type codes."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return NumPy's code of a storage type, or the replacement for another name."""
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return the description of a storage as it is."""
+        return pid

@@ -1,0 +1,193 @@
+"""Fingerprints of datasets: what the same images are, and what makes others of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import TinyNet, make_images
+from torch import nn
+from torch.utils import data
+from torchvision import datasets, transforms
+
+from openood_adascale.features.fingerprint import NotFingerprintableError, dataset_key, network_key
+
+
+@pytest.fixture
+def paths(tmp_path):
+    folder = tmp_path / "some images" / "a"
+    folder.mkdir(parents=True)
+    found = [folder / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(found):
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(path)
+    return [str(path) for path in found]
+
+
+class ImglistDataset(data.Dataset):
+    """What is read of OpenOOD's dataset."""
+
+    def __init__(self, data_dir, imglist, count=None):
+        self.data_dir, self.imglist, self.count = data_dir, imglist, count or len(imglist)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 8, 8), 0
+
+
+ImglistDataset.__module__ = "openood.datasets.imglist_dataset"
+
+
+class HuggingFaceLike(data.Dataset):
+    def __init__(self, fingerprint, form=None):
+        self._fingerprint, self.format = fingerprint, form
+
+    def __len__(self):
+        return 4
+
+
+class Keyed(data.Dataset):
+    def __init__(self, key):
+        self.cache_key = key
+
+    def __len__(self):
+        return 4
+
+
+def folder_of(paths):
+    return os.path.dirname(os.path.dirname(paths[0]))
+
+
+def listed(paths, **more):
+    folder = os.path.dirname(paths[0])
+    return ImglistDataset(folder, [f"{os.path.basename(path)} 3 of much\n" for path in paths], **more)
+
+
+def key(dataset, tag=None, **loader):
+    return dataset_key(data.DataLoader(dataset, **{"batch_size": 2, **loader}), tag)
+
+
+KINDS = {
+    "folder": lambda paths: datasets.ImageFolder(folder_of(paths), transforms.ToTensor()),
+    "list": listed,
+    "part": lambda paths: data.Subset(datasets.ImageFolder(folder_of(paths)), [0, 2]),
+    "two": lambda paths: data.ConcatDataset([listed(paths[:2]), listed(paths[2:])]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_count_by_size_and_time(paths, kind):
+    make = KINDS[kind]
+    first = key(make(paths))
+    assert first == key(make(paths)) == key(make(paths), batch_size=3) == key(make(paths), shuffle=True)
+    os.utime(paths[0], ns=(5, 5))
+    second = key(make(paths))
+    with open(paths[2], "ab") as file:
+        file.write(b"more")
+    assert len({first, second, key(make(paths))}) == 3
+
+
+def test_relative_paths_count_with_their_directory(paths, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere" / "a").mkdir(parents=True)
+    os.link(paths[0], tmp_path / "elsewhere" / "a" / "0.png")
+    found = []
+    for place in (tmp_path / "some images", tmp_path / "elsewhere"):
+        monkeypatch.chdir(place)
+        found.append(key(ImglistDataset("a", ["0.png 1"])))
+        found.append(key(ImglistDataset(os.path.dirname(paths[0]), ["0.png 1"])))
+    assert found[0] != found[2]
+    assert found[1] == found[3]
+
+
+def test_lists_may_be_cut_short(paths):
+    first = key(listed(paths))
+    assert key(listed(paths[::-1])) != first
+    missing = [*paths[:2], paths[0] + " is not there"]
+    assert key(listed(missing, count=2)) != first
+    with pytest.raises(FileNotFoundError):
+        key(listed([*paths[:2], str(paths[0]) + "x"]))
+
+
+def test_content_labels_transforms_and_indices_count():
+    images, labels = make_images(20, 1), torch.arange(20)
+    whole = data.TensorDataset(images, labels)
+    found = [
+        key(whole), key(data.TensorDataset(images)), key(data.TensorDataset(images, labels.flip(0))),
+        key(data.TensorDataset(images.double(), labels)), key(data.TensorDataset(images.flip(0), labels)),
+        key(data.Subset(whole, range(5))), key(data.Subset(whole, [0, 1, 2, 3, 5])),
+        key(data.ConcatDataset([whole, whole])), key(Keyed("a")), key(Keyed("b")),
+        key(HuggingFaceLike("a")), key(HuggingFaceLike("b")), key(HuggingFaceLike("a", {"type": "torch"})),
+        key(data.TensorDataset(images, labels), collate_fn=torch.utils.data._utils.collate.default_convert),
+    ]  # fmt: skip
+    assert len(set(found)) == len(found)
+    assert key(data.TensorDataset(images.clone(), labels.clone())) == found[0]
+
+
+def test_memory_layout_does_not_count():
+    images = make_images(20, 1)
+    for other in (images.contiguous(memory_format=torch.channels_last), images.repeat(2, 1, 1, 1)[20:]):
+        assert key(data.TensorDataset(other)) == key(data.TensorDataset(images))
+
+
+def test_tag_stands_in_for_unknown_datasets_only():
+    class Own(data.Dataset):
+        def __len__(self):
+            return 3
+
+    with pytest.raises(
+        NotFingerprintableError, match=r"Own is not a known dataset and has no attribute cache_key"
+    ):
+        key(Own())
+    assert key(Own(), "a")
+    known = data.TensorDataset(make_images(4, 1))
+    assert key(known, "a") == key(known)
+    with pytest.raises(NotFingerprintableError) as error:
+        dataset_key([make_images(4, 1)], "a")
+    assert not error.value.tag_helps
+
+
+def test_keys_are_the_same_in_another_process(paths):
+    code = (
+        "import sys, torch; from tiny import TinyNet; from torch.utils import data\n"
+        "from torchvision import datasets, transforms\n"
+        "from openood_adascale.features.fingerprint import dataset_key, network_key\n"
+        "transform = transforms.Compose([transforms.Resize(8), transforms.ToTensor()])\n"
+        "print(dataset_key(data.DataLoader(datasets.ImageFolder(sys.argv[1], transform), 2), None))\n"
+        "torch.manual_seed(0); print(network_key(TinyNet(), None))"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder_of(paths)], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "5"},
+    )  # fmt: skip
+    transform = transforms.Compose([transforms.Resize(8), transforms.ToTensor()])
+    torch.manual_seed(0)
+    want = [key(datasets.ImageFolder(folder_of(paths), transform)), network_key(TinyNet(), None)]
+    assert done.stdout.split() == want
+
+
+def test_network_key_is_of_weights_repr_and_source():
+    torch.manual_seed(0)
+    network = TinyNet()
+    first = network_key(network, None)
+    assert first == network_key(nn.DataParallel(network.train()), None) == network_key(network.eval(), None)
+    network.best_accuracy = 0.9
+    assert network_key(network, None) == first
+    network.features[7].p = 0.3  # shown by its repr
+    second = network_key(network, None)
+    network.features[0].weight.data[0, 0, 0, 0] += 1
+    assert len({first, second, network_key(network, None)}) == 3
+
+    for more in ({}, {"__name__": "own"}):
+        namespace = {"TinyNet": TinyNet, **more}
+        exec("class Hidden(TinyNet):\n    pass", namespace)
+        with pytest.raises(NotFingerprintableError, match="has no source"):
+            network_key(namespace["Hidden"](), None)
+        network_key(namespace["Hidden"](), "tag")

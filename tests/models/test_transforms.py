@@ -1,0 +1,154 @@
+"""What is done to images: the libraries' own, changed, and one's own."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openood_adascale.errors import SettingError
+from openood_adascale.models.transforms import INTERPOLATIONS, transform_for
+
+Image = pytest.importorskip("PIL.Image")
+torchvision = pytest.importorskip("torchvision")
+timm = pytest.importorskip("timm")
+
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+OWN = "mine.py:network"
+
+
+def found(chosen, spec=OWN, own=None, network=None):
+    return transform_for(spec, network, own, chosen)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_h_14", "efficientnet_b3", "inception_v3"])
+def test_torchvisions(name):
+    transform, description = found(f"torchvision:{name}")
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    torch.testing.assert_close(transform(IMAGE), weights.transforms()(IMAGE))
+    assert str(weights) in description
+    assert "\n" not in description
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet50.a1_in1k", "test_vit", "tf_efficientnet_lite0", "beitv2_base_patch16_224"]
+)
+def test_timms(name):
+    transform, description = found(f"timm:{name}")
+    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    torch.testing.assert_close(transform(IMAGE), timm.data.create_transform(**config)(IMAGE))
+    assert f"timm's for {name}" in description
+    assert "\n" not in description
+
+
+@pytest.mark.parametrize("spec", ["torchvision:resnet18", "timm:test_resnet", OWN])
+def test_what_is_written_is_what_can_be_given(spec):
+    text = "size=96,resize=120,mean=0.5/0.4/0.3,std=0.2/0.3/0.4,interpolation=bicubic"
+    network = timm.create_model("test_resnet") if spec.startswith("timm") else None
+    transform, description = found(text, spec, network=network)
+    assert description.startswith(text)
+    assert description.endswith("→ 3 × 96 × 96")
+    images = torchvision.transforms
+    expected = images.Compose([
+        images.Resize(120, images.InterpolationMode.BICUBIC), images.CenterCrop(96), images.ToTensor(),
+        images.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+    ])  # fmt: skip
+    torch.testing.assert_close(transform(IMAGE), expected(IMAGE))
+
+
+def test_what_is_not_changed_stays():
+    transform, description = found("mean=0.5", "torchvision:resnet18")
+    assert description.startswith(
+        "size=224,resize=256,mean=0.5/0.5/0.5,std=0.229/0.224/0.225,interpolation=bilinear"
+    )
+    assert "changed" in description
+    assert transform(IMAGE).shape == (3, 224, 224)
+    assert "size=112,resize=128," in found("size=112", "torchvision:resnet18")[1]
+    assert "size=112,resize=128," in found("size=112", "timm:resnet50.tv2_in1k")[1]
+    assert "size=64,resize=73," in found("size=64,mean=0,std=1")[1]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(8, 400), st.integers(0, 100), st.sampled_from(INTERPOLATIONS))
+def test_sizes_are_kept_by_timms_arithmetic(size, more, interpolation):
+    text = f"size={size},resize={size + more},interpolation={interpolation}"
+    transform, description = found(text, "timm:test_resnet", network=timm.create_model("test_resnet"))
+    assert description.startswith(f"size={size},resize={size + more},")
+    steps = {type(step).__name__: step for step in transform.transforms}
+    assert steps["Resize"].size in (size + more, [size + more], (size + more, size + more))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("size=0", "size: a whole number from 1 on"),
+        ("size=2.5", "size: a whole number"),
+        ("resize=x", "resize: a whole number"),
+        ("mean=a/b/c", "mean: numbers separated by /"),
+        ("mean=1/2", "mean: one number, or three"),
+        ("mean=nan", "mean: one number"),
+        ("std=0", "std: one number above 0"),
+        ("std=1/1/-1", "std: one number above 0"),
+        ("colour=1", "each of size, resize, mean, std, interpolation at most once"),
+        ("size=1,size=2", "at most once"),
+        ("size=", "at most once"),
+        ("interpolation=cubic", "interpolation=bilinear or bicubic"),
+        ("size=300,resize=200", "a resize of at least size"),
+        ("resize=100", "a resize from size=224 on"),
+        ("nonsense", "torchvision:NAME, timm:NAME"),
+        ("torchvision:nothing", "a classifier"),
+        ("timm:nothing_at_all", "timm:NAME of a model"),
+        ("json:__name__", "a function that takes a PIL image"),
+        (3, "transform: 3"),
+    ],
+)
+def test_what_cannot_be_one(text, match):
+    for spec in ("torchvision:resnet18", "timm:resnet50"):
+        with pytest.raises(SettingError, match=match):
+            found(text, spec)
+
+
+def test_an_own_network_needs_all_that_matters():
+    with pytest.raises(SettingError, match=r"transform: 'size=8'.*mean and std, too"):
+        found("size=8")
+    with pytest.raises(
+        SettingError, match=r"transform: None.*mine\.py:network has none.*return network, transform"
+    ):
+        found(None)
+
+
+def as_bytes(image):
+    return torch.zeros(3, 4, 4, dtype=torch.uint8)
+
+
+def test_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = tmp_path / "my_transform.py"
+    path.write_text(
+        "import torch\ndef grey(image): return torch.full((3, 4, 4), float(image.size[1]))\nnone = 1\n"
+    )
+    transform, description = found(f"{path}:grey", "torchvision:resnet18")
+    assert transform(IMAGE).unique().tolist() == [300]
+    assert description == "my_transform.grey → 3 × 4 × 4"
+    for wrong, match in [
+        (f"{path}:none", "a function that takes a PIL image"),
+        (as_bytes, r"returned torch.uint8 \(3, 4, 4\)"),
+        (lambda image: image, "returned Image"),
+        (lambda image: torch.zeros(1, 3, 4, 4), r"returned torch.float32 \(1, 3, 4, 4\)"),
+        (lambda image: 1 / 0, "raised ZeroDivisionError"),
+    ]:
+        with pytest.raises(SettingError, match=rf"transform: .*{match}"):
+            found(wrong)
+    steps = torchvision.transforms.Compose(
+        [torchvision.transforms.Resize((5, 6)), torchvision.transforms.ToTensor()]
+    )
+    assert found(None, own=steps)[1].startswith("Compose(Resize(size=(5, 6)")
+
+
+def test_trying_it_draws_no_random_numbers():
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    found(lambda image: torch.rand(3, 4, 4))
+    assert torch.equal(before, torch.random.get_rng_state())
