@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from .detectors.adascale import AdaSCALE as AdaSCALE
     from .detectors.base import Detector as Detector
     from .detectors.bfact import BFAct as BFAct
-    from .detectors.energy import Energy as Energy
-    from .detectors.lts import LTS as LTS
-    from .detectors.msp import MSP as MSP
+    from .detectors.logits import MSP as MSP
+    from .detectors.logits import Energy as Energy
     from .detectors.optfs import OptFS as OptFS
     from .detectors.registry import load_detector as load_detector
+    from .detectors.scale import LTS as LTS
     from .detectors.scale import SCALE as SCALE
     from .evaluation.benchmark import Benchmark as Benchmark
     from .evaluation.evaluate import evaluate as evaluate
@@ -34,9 +34,9 @@ _MODULES = {
     "BFAct": "detectors.bfact",
     "Benchmark": "evaluation.benchmark",
     "Detector": "detectors.base",
-    "Energy": "detectors.energy",
-    "LTS": "detectors.lts",
-    "MSP": "detectors.msp",
+    "Energy": "detectors.logits",
+    "LTS": "detectors.scale",
+    "MSP": "detectors.logits",
     "OptFS": "detectors.optfs",
     "SCALE": "detectors.scale",
     "evaluate": "evaluation.evaluate",

@@ -1,42 +1,30 @@
-"""Exceptions of the package. Each names the setting or input, its value and what is allowed."""
+"""Exceptions of the package. Each names the setting or input, its value and the allowed values."""
 
 from __future__ import annotations
 
 import ast
 import re
 import reprlib
-from collections.abc import Mapping
 from typing import Any
 
-_MOST = 1000  # parts and characters of a value that an error shows
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = _SHORT.maxdict = 12
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 500
 
 
 def shown(value: Any) -> str:
-    """Return ``repr(value)``, cut to what a person would read."""
+    """Return ``repr(value)``, shortened to a readable length."""
     try:
-        text = repr(value) if _few(value) else _SHORT.repr(value)
+        text = _SHORT.repr(value)
     except Exception:  # an int with more digits than Python prints, or a broken __repr__
         text = object.__repr__(value)
-    return text if len(text) <= _MOST else f"{text[: _MOST - 1]}…"
+    return text if len(text) <= 1000 else f"{text[:999]}…"
 
 
 def key_text(key: Any) -> str:
     """Return the text by which an error names the key of a mapping."""
     return str(key) if isinstance(key, str) else shown(key)
-
-
-def _few(value: Any) -> bool:
-    waiting, count = [value], 0
-    while waiting and count + len(waiting) <= _MOST:
-        part = waiting.pop()
-        count += 1
-        if isinstance(part, Mapping):
-            waiting += [*part.keys(), *part.values()]
-        elif isinstance(part, list | tuple | set | frozenset):
-            waiting += part
-    return not waiting
 
 
 class SettingError(ValueError):
@@ -106,7 +94,7 @@ class CacheError(ValueError):
 
 
 class ResultError(ValueError):
-    """A result file that cannot be used; the message names the file and what is expected."""
+    """A result file that cannot be used; the message names the file and the expected content."""
 
 
 class DetectorFileError(ValueError):

@@ -1,8 +1,7 @@
 """The equations of AdaSCALE (arXiv 2503.08023) as pure functions of tensors.
 
-Shapes: ``B`` images of ``channels × height × width`` values, ``D`` activations, ``C`` classes. Statistics are
-float64 wherever the device has it, whatever the network ran in, so that thousands of terms add up exactly
-enough and ``exp(r)`` has room.
+Shapes: ``B`` images, ``D`` activations, ``C`` classes. Statistics are float64 wherever the device has it, whatever the
+network ran in, so that thousands of terms add up exactly enough and ``exp(r)`` has room.
 """
 
 from __future__ import annotations
@@ -21,17 +20,31 @@ _LOG_LIMIT = math.log(1e300)
 
 
 def statistics_dtype(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on a device without it (``mps``)."""
+    """Return float64, or float32 on a device without it (``mps``).
+
+    Args:
+        device: Device of the statistics.
+    """
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def leading_count(percent: float, size: int) -> int:
-    """Return the count of k1 or k2, ``int(size·percent/100)``, at least 1."""
+    """Return the count of k1 or k2, ``int(size·percent/100)``, at least 1.
+
+    Args:
+        percent: k1 or k2, in (0, 100].
+        size: Number D of activations.
+    """
     return max(1, int(size * percent / 100))
 
 
 def pixel_count(fraction: float, size: int) -> int:
-    """Return the count of perturbed channel values, ``int(size·fraction)``, at least 1."""
+    """Return the count of perturbed channel values, ``int(size·fraction)``, at least 1.
+
+    Args:
+        fraction: o, in (0, 1].
+        size: Number of channel values of an image.
+    """
     return max(1, int(size * fraction))
 
 
@@ -39,11 +52,8 @@ def kept_count(percentile: Tensor, size: int) -> Tensor:
     """Return k of the scaling factor, ``size − round(size·p/100)`` (half to even), at least 1.
 
     Args:
-        percentile: Percentiles in percent, in (0, 100), of any shape.
-        size: D.
-
-    Returns:
-        int64 counts in [1, size] of the same shape.
+        percentile: Percentiles in percent, in (0, 100), of any shape; the int64 counts have the same.
+        size: Number D of activations.
     """
     return (percentile * size).div_(100).round_().neg_().add_(size).clamp_(1, size).long()
 
@@ -109,7 +119,11 @@ def random_direction(shape: tuple[int, ...], fraction: float, seed: int) -> Tens
 
 
 def running_sums(values: Tensor) -> Tensor:
-    """Return the running sums along the columns of (B, D) values, in :func:`statistics_dtype`."""
+    """Return the running sums along each row, in :func:`statistics_dtype`.
+
+    Args:
+        values: (B, D).
+    """
     return values.cumsum(1, dtype=statistics_dtype(values.device))
 
 
@@ -125,10 +139,14 @@ def oodness(shift: Tensor, correction: Tensor, lmbda: float) -> Tensor:
 
 
 def empirical_cdf(reference: Tensor, values: Tensor) -> Tensor:
-    """Return the right-continuous empirical CDF of ``reference`` (1-D, ascending) at ``values``.
+    """Return the right-continuous empirical CDF of ``reference`` at ``values``.
 
     >>> empirical_cdf(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.5, 2.0, 9.0]))
     tensor([0.0000, 0.5000, 1.0000])
+
+    Args:
+        reference: (n,) values in ascending order.
+        values: Tensor of any shape.
     """
     return torch.searchsorted(reference, values, right=True).to(reference.dtype) / len(reference)
 
@@ -138,12 +156,22 @@ def adaptive_percentile(cdf: Tensor, p_min: float, p_max: float) -> Tensor:
 
     >>> adaptive_percentile(torch.tensor([0.0, 0.5, 1.0]), 80, 85)
     tensor([85.0000, 82.5000, 80.0000])
+
+    Args:
+        cdf: F(Q'), of any shape, in [0, 1].
+        p_min: Smallest percentile, in (0, 100).
+        p_max: Largest percentile, in (0, 100).
     """
     return p_min + (1 - cdf) * (p_max - p_min)
 
 
 def factor_from_sums(total: Tensor, kept: Tensor) -> Tensor:
-    """Return r = Σ a⁺ / Σ (k largest a⁺), 1 for a row without positive activations."""
+    """Return r = Σ a⁺ / Σ (k largest a⁺), 1 for a row without positive activations.
+
+    Args:
+        total: (B,) Σ a⁺.
+        kept: (B,) sum of the k largest a⁺.
+    """
     return (total / kept).nan_to_num_(nan=1.0)  # the sums are finite, so only 0/0 is NaN
 
 
@@ -160,18 +188,12 @@ def scaling_factor(activation: Tensor, percentile: Tensor | float) -> Tensor:
     Returns:
         (B,) float64 (float32 on ``mps``), in [1, D].
     """
-    size = activation.shape[1]
     dtype = statistics_dtype(activation.device)
     total = activation.relu().sum(1, dtype=dtype)
-    percentiles = torch.as_tensor(percentile, dtype=dtype, device=activation.device)
-    counts = kept_count(percentiles, size)
-    deepest = int(counts.max()) if counts.numel() else 1
-    sums = running_sums(activation.topk(deepest, dim=1).values.relu_())
-    if counts.ndim:
-        kept = sums.gather(1, counts.sub_(1).unsqueeze(1)).squeeze(1)
-    else:
-        kept = sums[:, -1]
-    return factor_from_sums(total, kept)
+    percentiles = torch.as_tensor(percentile, dtype=dtype, device=activation.device).expand_as(total)
+    counts = kept_count(percentiles, activation.shape[1])
+    sums = running_sums(activation.topk(int(counts.max()) if len(counts) else 1, dim=1).values.relu_())
+    return factor_from_sums(total, sums.gather(1, counts[:, None] - 1).squeeze(1))
 
 
 def scale_activation_logits(logits: Tensor, bias: Tensor, factor: Tensor) -> Tensor:
@@ -181,12 +203,9 @@ def scale_activation_logits(logits: Tensor, bias: Tensor, factor: Tensor) -> Ten
     finite and in order for every r.
 
     Args:
-        logits: (B, C) z.
+        logits: (B, C) z; the result is in :func:`statistics_dtype`.
         bias: (C,) b, zeros for a head without bias.
         factor: (B,) r.
-
-    Returns:
-        (B, C) in :func:`statistics_dtype`.
     """
     dtype = statistics_dtype(logits.device)
     bias = bias.to(logits.device, dtype)
@@ -204,11 +223,20 @@ def scale_activation_logits(logits: Tensor, bias: Tensor, factor: Tensor) -> Ten
 
 
 def scale_logits(logits: Tensor, factor: Tensor) -> Tensor:
-    """Return the scaled logits z·r² (variant L), (B, C) in :func:`statistics_dtype`."""
+    """Return the scaled logits z·r² (variant L), (B, C) in :func:`statistics_dtype`.
+
+    Args:
+        logits: (B, C) z.
+        factor: (B,) r.
+    """
     dtype = statistics_dtype(logits.device)
     return logits.to(dtype) * factor.to(dtype).square()[:, None]
 
 
 def energy(logits: Tensor) -> Tensor:
-    """Return the energy score, the (B,) logsumexp of (B, C) logits; larger is more in-distribution."""
+    """Return the (B,) energy score, the logsumexp of the logits; larger is more in-distribution.
+
+    Args:
+        logits: (B, C).
+    """
     return logits.logsumexp(dim=1)

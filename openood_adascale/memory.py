@@ -20,7 +20,7 @@ _CHOSEN_BY = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 def keep_memory() -> bool:
     """Tell glibc to keep freed blocks of up to 256 MiB for the rest of this process, and return True if it does.
 
-    The process then keeps its peak memory; :func:`give_back` releases what is free. Does nothing on other C libraries, or
+    The process then keeps its peak memory; :func:`give_back` releases its free part. Does nothing on other C libraries, or
     if the environment configures the allocator (``MALLOC_…_``, ``GLIBC_TUNABLES``) or replaces it (``LD_PRELOAD``).
     """
     if platform.libc_ver()[0] != "glibc":

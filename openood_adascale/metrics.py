@@ -57,7 +57,7 @@ def roc(id_scores: Any, ood_scores: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the ROC curve with OOD as the positive class.
 
     Args:
-        id_scores: (N,) scores of ID images, of any kind that :func:`as_scores` takes; larger is more in-distribution.
+        id_scores: (N,) scores of ID images (array, tensor or list of any dtype); larger is more in-distribution.
         ood_scores: (M,) scores of OOD images.
 
     Returns:
@@ -76,7 +76,12 @@ def roc(id_scores: Any, ood_scores: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fpr95_auroc(id_scores: Any, ood_scores: Any) -> tuple[float, float]:
-    """Return FPR@95 and AUROC in percent; see :func:`ood_metrics`."""
+    """Return FPR@95 and AUROC in percent; see :func:`ood_metrics`.
+
+    Args:
+        id_scores: (N,) scores of ID images; larger is more in-distribution.
+        ood_scores: (M,) scores of OOD images.
+    """
     from sklearn import metrics
 
     flagged_id, flagged_ood = roc(id_scores, ood_scores)
@@ -85,7 +90,12 @@ def fpr95_auroc(id_scores: Any, ood_scores: Any) -> tuple[float, float]:
 
 
 def auroc(id_scores: Any, ood_scores: Any) -> float:
-    """Return the AUROC in percent; see :func:`ood_metrics`."""
+    """Return the AUROC in percent; see :func:`ood_metrics`.
+
+    Args:
+        id_scores: (N,) scores of ID images; larger is more in-distribution.
+        ood_scores: (M,) scores of OOD images.
+    """
     return fpr95_auroc(id_scores, ood_scores)[1]
 
 
@@ -99,7 +109,7 @@ def ood_metrics(id_scores: Any, ood_scores: Any) -> dict[str, float]:
     25.0
 
     Args:
-        id_scores: (N,) scores of ID images, of any kind that :func:`as_scores` takes; larger is more in-distribution.
+        id_scores: (N,) scores of ID images (array, tensor or list of any dtype); larger is more in-distribution.
         ood_scores: (M,) scores of OOD images.
 
     Raises:

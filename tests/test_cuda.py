@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tiny import TinyNet, make_images, make_loader
+from networks import TinyNet, make_images, make_loader
 from torch import nn
 
 from openood_adascale import MSP, AdaSCALE, Benchmark, evaluate, feature_cache, load_detector

@@ -189,7 +189,7 @@ def test_overflow_keeps_the_order_between_rows_and_the_predicted_class():
 
 
 def test_extreme_row_changes_no_other_row():
-    """One extreme row must not change what the others get."""
+    """One extreme row must not change the others."""
     z = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bias = torch.randn(4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     r = torch.linspace(1, 30, 20, dtype=torch.float64)

@@ -8,12 +8,20 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from .. import functional
 from ..features.statistics import FeatureRequest, FeatureStatistics, Perturbation
 from .base import FittedDetector
-from .settings import Settings, number_within, one_of, percentile_pair, whole_number
+from .settings import (
+    InferenceOptions,
+    Settings,
+    number_within,
+    one_of,
+    percentile_pair,
+    setting,
+    whole_number,
+)
 
 
 @dataclass(frozen=True)
@@ -32,30 +40,16 @@ class AdaSCALESettings(Settings):
 
     score_only: ClassVar[frozenset[str]] = frozenset({"variant", "percentile"})
 
-    variant: str = "A"
-    percentile: tuple[float, float] = (80.0, 85.0)
-    k1: float = 1.0
-    k2: float = 5.0
-    lmbda: float = 10.0
-    o: float = 0.05
-    epsilon: float = 0.5
-    pixels: str = "trivial"
-    num_samples: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set("variant", one_of("variant", self.variant, functional.VARIANTS))
-        self._set("pixels", one_of("pixels", self.pixels, functional.PIXELS))
-        self._set("percentile", percentile_pair("percentile", self.percentile))
-        self._set("k1", number_within("k1", self.k1, 0, 100, brackets="(]"))
-        self._set("k2", number_within("k2", self.k2, 0, 100, brackets="(]"))
-        self._set("lmbda", number_within("lmbda", self.lmbda, 0, brackets="[)"))
-        self._set("o", number_within("o", self.o, 0, 1, brackets="(]"))
-        self._set("epsilon", number_within("epsilon", self.epsilon, 0))
-        if self.num_samples is not None:
-            self._set("num_samples", whole_number("num_samples", self.num_samples, 1))
-        self._set("seed", whole_number("seed", self.seed, 0))
+    variant: str = setting("A", one_of, functional.VARIANTS)
+    percentile: tuple[float, float] = setting((80.0, 85.0), percentile_pair)
+    k1: float = setting(1.0, number_within, "(0, 100]")
+    k2: float = setting(5.0, number_within, "(0, 100]")
+    lmbda: float = setting(10.0, number_within, "[0, inf)")
+    o: float = setting(0.05, number_within, "(0, 1]")
+    epsilon: float = setting(0.5, number_within, "(0, inf)")
+    pixels: str = setting("trivial", one_of, functional.PIXELS)
+    num_samples: int | None = setting(None, whole_number, 1)
+    seed: int = setting(0, whole_number, 0)
 
     @property
     def perturbation(self) -> Perturbation:
@@ -65,16 +59,6 @@ class AdaSCALESettings(Settings):
     @override
     def request(self) -> FeatureRequest:
         return FeatureRequest(self.percentile, (self.k1,), (self.k2,), (self.perturbation,))
-
-    @override
-    def fit_settings(self) -> dict[str, Any]:
-        found = super().fit_settings()
-        # Settings without effect must not ask for another fit.
-        if self.pixels == "all":
-            del found["o"]
-        if self.pixels != "random" and self.num_samples is None:
-            del found["seed"]
-        return found
 
     @override
     def doubts(self) -> list[str]:
@@ -119,9 +103,7 @@ class AdaSCALE(FittedDetector[AdaSCALESettings, Tensor]):
             and signs drawn from the seed, no gradient) or ``"all"``.
         num_samples: Number of validation images in the CDF (default: all).
         seed: Seed of the choice of ``num_samples`` images and of ``random`` pixels.
-        precision: See :class:`~.settings.Settings`.
-        memory_format: See :class:`~.settings.Settings`.
-        forward_batch_size: See :class:`~.settings.Settings`.
+        inference: ``precision``, ``memory_format`` and ``forward_batch_size``; see :class:`~.settings.Settings`.
 
     Raises:
         SettingError: A setting is out of range.
@@ -151,9 +133,7 @@ class AdaSCALE(FittedDetector[AdaSCALESettings, Tensor]):
         pixels: str = "trivial",
         num_samples: int | None = None,
         seed: int = 0,
-        precision: str = "float32",
-        memory_format: str = "auto",
-        forward_batch_size: int | None = None,
+        **inference: Unpack[InferenceOptions],
     ) -> None:
         super().__init__(
             network,
@@ -167,9 +147,7 @@ class AdaSCALE(FittedDetector[AdaSCALESettings, Tensor]):
             pixels=pixels,
             num_samples=num_samples,
             seed=seed,
-            precision=precision,
-            memory_format=memory_format,
-            forward_batch_size=forward_batch_size,
+            **inference,
         )
 
     def fit_state(self, statistics: FeatureStatistics, settings: AdaSCALESettings) -> Tensor:

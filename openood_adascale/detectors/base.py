@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..errors import DetectorFileError, NotFittedError
+from ..errors import DetectorFileError, NotFittedError, SettingError
 from ..features.collect import collect_statistics, iterate_statistics
 from ..features.extractor import FeatureExtractor
 from ..features.fingerprint import first_difference, weights_fingerprint
 from ..features.histogram import Counter, Histogram
 from ..features.loading import plain_labels
-from ..features.modes import WeightsVersion, unwrap
+from ..features.network import WeightsVersion, unwrap
 from ..features.statistics import FeatureRequest, FeatureStatistics
 from ..metrics import score_kept
 from .search import SearchResult, candidates, search_aurocs
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 """Fitted state: a tensor, a dict of them, or None."""
-_ROWS = 4096  # rows that are scored at a time, so that it takes little more memory
 
 
 class Detector(ABC, Generic[S, T]):
@@ -63,7 +62,7 @@ class Detector(ABC, Generic[S, T]):
 
     settings_class: ClassVar[type[Settings]] = Settings
     default_sweep: ClassVar[Mapping[str, Sequence[Any]]] = {}
-    """Default sweep of :meth:`search`."""
+    """Default sweep of ``search``."""
     requires_fit: ClassVar[bool] = False
     """True if the method scores only after fitting."""
 
@@ -74,13 +73,12 @@ class Detector(ABC, Generic[S, T]):
         self._settings.warn_if_doubtful()
         self.summary: Histogram | None = None
         """Histogram of the activations it was fitted on, if it is fitted on one."""
+        self._weights: WeightsVersion | None = None  # of state, summary and validation scores
         self._unfit()
 
     def _unfit(self) -> None:
         self._state: T | None = None
         self._fitted = False
-        if self.summary is None:  # else they are those that it was made with
-            self._weights: WeightsVersion | None = None
         self._validation_scores: np.ndarray | None = None
 
     @property
@@ -113,7 +111,9 @@ class Detector(ABC, Generic[S, T]):
             if (settings.split, settings.precision) != (before.split, before.precision):
                 self.summary = None
             self._unfit()
-        elif settings.score_settings() != before.score_settings():
+        elif settings != before.replace(
+            memory_format=settings.memory_format, forward_batch_size=settings.forward_batch_size
+        ):
             self._validation_scores = None
 
     @property
@@ -133,14 +133,12 @@ class Detector(ABC, Generic[S, T]):
         return f"{type(self).__name__}({text})" + (", fitted" if self.is_fitted else "")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_weights": None if self._weights is None else self._same_weights()}
+        return {**vars(self), "_weights": self._same_weights()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        if state["_weights"] is not None:
-            # True: the copied weights are those that the detector was fitted with. False: of no network.
-            same: bool = state["_weights"]
-            self._weights = self.extractor.weights_version() if same else WeightsVersion(nn.Module())
+        # The copied weights are those that the detector was fitted with, or else of no network.
+        self._weights = self.extractor.weights_version() if state["_weights"] else WeightsVersion(nn.Module())
 
     # Scores.
 
@@ -171,7 +169,11 @@ class Detector(ABC, Generic[S, T]):
         return self.predict(images)[1]
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (B,) predicted classes and (B,) scores of a batch of images; see :meth:`score`."""
+        """Return (B,) predicted classes and (B,) scores of a batch of images; see :meth:`score`.
+
+        Args:
+            images: (B, ...) floating, normalised as the network expects.
+        """
         self.require_fitted()
         settings = self.settings
         statistics = self.extractor.statistics(images, settings.request(), settings.inference)
@@ -180,7 +182,12 @@ class Detector(ABC, Generic[S, T]):
     def predict_loader(
         self, loader: Iterable[Any], progress: bool | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (N,) predicted classes, scores and labels (−1 for unlabelled) of a loader's images, in its order."""
+        """Return (N,) predicted classes, scores and labels (−1 for unlabelled) of a loader's images, in its order.
+
+        Args:
+            loader: Yields ``(images, labels)``, OpenOOD's dicts or images.
+            progress: True or False shows or hides the progress bar (default: shown in a terminal).
+        """
         columns = zip(*self.predict_batches(loader, progress), strict=True)
         predictions, scores, labels = map(np.concatenate, columns)
         return predictions, scores, labels
@@ -188,18 +195,19 @@ class Detector(ABC, Generic[S, T]):
     def predict_batches(
         self, loader: Iterable[Any], progress: bool | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield :meth:`predict_loader` batch by batch, in memory that does not grow with the number of images."""
+        """Yield :meth:`predict_loader` batch by batch, in memory that does not grow with the number of images.
+
+        Args:
+            loader: Yields ``(images, labels)``, OpenOOD's dicts or images.
+            progress: True or False shows or hides the progress bar (default: shown in a terminal).
+        """
         self.require_fitted()
         for statistics, labels in self._pass(loader, progress, "Score"):
             predictions, scores = self.score_statistics(statistics, self.settings, cast(T, self.state))
             yield predictions.cpu().numpy().astype(int), scores.cpu().numpy(), plain_labels(labels)
 
     def require_fitted(self) -> None:
-        """Check that the detector can score.
-
-        Raises:
-            NotFittedError: It is not fitted, or the weights have changed since.
-        """
+        """Raise NotFittedError if the detector is not fitted, or the weights have changed since."""
         if not self.requires_fit:
             return
         if self._state is None:
@@ -223,6 +231,10 @@ class Detector(ABC, Generic[S, T]):
         self._fitted = True
         return self
 
+    def fit_state(self, statistics: FeatureStatistics, settings: S) -> T:
+        """Return the fitted state for ``settings`` from the feature statistics of ID images."""
+        return cast(T, None)
+
     def set_state(self, state: T) -> Self:
         """Use a state that was fitted elsewhere, for the present network and settings."""
         self._state, self._fitted = state, True
@@ -231,10 +243,16 @@ class Detector(ABC, Generic[S, T]):
         return self
 
     def _pass(self, loader: Iterable[Any], progress: bool | None, description: str) -> Iterator[Any]:
-        settings = self.settings
-        return iterate_statistics(
-            self.extractor, loader, settings.request(), settings.inference, progress, description
-        )
+        request, inference = self.settings.request(), self.settings.inference
+        return iterate_statistics(self.extractor, loader, request, inference, progress, description)
+
+    def _collect(
+        self, loader: Iterable[Any], request: FeatureRequest, progress: bool | None, description: str
+    ) -> FeatureStatistics:
+        inference = self.settings.inference
+        return collect_statistics(
+            self.extractor, loader, request, inference, progress, description
+        ).statistics
 
     # Search.
 
@@ -251,35 +269,19 @@ class Detector(ABC, Generic[S, T]):
             id_loader: ID validation images.
             ood_loader: OOD validation images.
             sweep: ``{"<setting>_list": [values]}``, for example ``{"percentile_list": [[60, 85], [80, 85]]}``; all
-                combinations are tried (default: :attr:`default_sweep`).
+                combinations are tried (default: ``default_sweep``).
             progress: True or False shows or hides the progress bars (default: shown in a terminal).
 
         Raises:
             SettingError: The sweep is empty, or a setting in it is unknown or out of range.
             ValueError: As :meth:`score`, or a loader without images.
         """
-        id_statistics, ood_statistics = self._collect_for_search(id_loader, ood_loader, sweep, progress)
-        return self.search_statistics(id_statistics, ood_statistics, sweep, progress)
-
-    def _collect_for_search(
-        self,
-        id_loader: Iterable[Any],
-        ood_loader: Iterable[Any],
-        sweep: Mapping[str, Sequence[Any]] | None,
-        progress: bool | None,
-    ) -> tuple[FeatureStatistics, FeatureStatistics]:
-        """Return the statistics of ID and OOD validation images that all candidates need."""
         tried = self.candidates(sweep)
         any(settings.warn_if_doubtful() for settings in tried if sweep is not None)  # once
         request = FeatureRequest.union(settings.request() for settings in tried)
-        inference = self.settings.inference
-        id_statistics, ood_statistics = (
-            collect_statistics(
-                self.extractor, loader, request, inference, progress, f"{side} validation"
-            ).statistics
-            for side, loader in (("ID", id_loader), ("OOD", ood_loader))
-        )
-        return id_statistics, ood_statistics
+        id_statistics = self._collect(id_loader, request, progress, "ID validation")
+        ood_statistics = self._collect(ood_loader, request, progress, "OOD validation")
+        return self.search_statistics(id_statistics, ood_statistics, sweep, progress)
 
     def candidates(self, sweep: Mapping[str, Sequence[Any]] | None = None) -> list[S]:
         """Return the candidates of :meth:`search` with this sweep."""
@@ -295,17 +297,12 @@ class Detector(ABC, Generic[S, T]):
         """Search on feature statistics of validation images that cover all candidates; see :meth:`search`."""
         import pandas as pd  # slow to import, and scoring does not need it
 
-        for statistics in (id_statistics, ood_statistics):
-            self._require_own(statistics)
         tried = self.candidates(sweep)
 
         def scores(settings: S) -> tuple[np.ndarray, np.ndarray]:
             state = self.fit_state(id_statistics, settings)
-            id_scores, ood_scores = (
-                self.score_statistics(statistics, settings, state)[1].numpy()
-                for statistics in (id_statistics, ood_statistics)
-            )
-            return id_scores, ood_scores
+            id_scores = self.score_statistics(id_statistics, settings, state)[1]
+            return id_scores.numpy(), self.score_statistics(ood_statistics, settings, state)[1].numpy()
 
         aurocs = search_aurocs(tried, scores, progress)
         best = int(np.argmax(aurocs))
@@ -315,25 +312,14 @@ class Detector(ABC, Generic[S, T]):
         results = pd.DataFrame([settings.as_dict() for settings in tried]).assign(auroc=aurocs)
         return SearchResult(self._settings, aurocs[best], results)
 
-    def fit_state(self, statistics: FeatureStatistics, settings: S) -> T:
-        """Return the fitted state for ``settings`` from the feature statistics of ID images."""
-        return cast(T, None)
-
-    def _require_own(self, statistics: FeatureStatistics) -> None:
-        own, given = self.extractor.head, statistics.head
-        if own is not None and (
-            own.weight.shape != given.weight.shape
-            or not torch.allclose(own.weight, given.weight.to(own.weight), rtol=1e-3)
-        ):
-            raise ValueError(
-                f"statistics: their head W ({given.weight.shape[0]} x {given.weight.shape[1]}) is not that of "
-                f"{type(self.network).__name__}; expected feature statistics of the detector's own network"
-            )
-
     # Thresholds.
 
     def fit_threshold(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
         """Keep the scores of ID validation images for :meth:`threshold`, in one pass.
+
+        Args:
+            loader: Yields ``(images, labels)``, OpenOOD's dicts or images.
+            progress: True or False shows or hides the progress bar (default: shown in a terminal).
 
         Raises:
             NotFittedError, ValueError, TypeError: As :meth:`score`, or NaN or infinite scores.
@@ -368,23 +354,23 @@ class Detector(ABC, Generic[S, T]):
                 "fit_threshold(loader) first"
             )
         self._require_same_weights("fit_threshold(loader)")
-        return score_kept(self._validation_scores, number_within("tpr", tpr, 0, 1, brackets="(]"))
+        return score_kept(self._validation_scores, number_within("tpr", tpr, "(0, 1]"))
 
     def is_ood(self, images: Tensor, tpr: float = 0.95) -> Tensor:
-        """Return (B,) bool, True for images that score below :meth:`threshold`; raises as that and :meth:`score`."""
+        """Return (B,) bool, True for images that score below :meth:`threshold`; raises as that and :meth:`score`.
+
+        Args:
+            images: (B, ...) floating, normalised as the network expects.
+            tpr: True positive rate of ID images, in (0, 1].
+        """
         least = self.threshold(tpr)
         return self.score(images) < least
 
     def _keep_validation_scores(self, statistics: FeatureStatistics) -> None:
-        """Keep the scores of ID images whose statistics are there already, if they cover the settings."""
-        self._validation_scores = None
-        if not statistics.request.covers(self.settings.request()):
-            return
+        """Keep the scores of ID images whose statistics are there already."""
         state = cast(T, self.state)
-        blocks = (statistics[start : start + _ROWS] for start in range(0, len(statistics), _ROWS))
-        scores = np.concatenate(
-            [self.score_statistics(block, self.settings, state)[1].cpu().numpy() for block in blocks]
-        )
+        blocks = [self.score_statistics(block, self.settings, state)[1] for block in statistics.blocks()]
+        scores = torch.cat(blocks).cpu().numpy()
         if np.isfinite(scores).all():
             self._set_validation_scores(scores)
 
@@ -404,25 +390,22 @@ class Detector(ABC, Generic[S, T]):
             notes: Anything else to keep in the file that JSON can hold, for example class names.
 
         Raises:
-            NotFittedError: The detector is not fitted, or the weights have changed since it was or since
-                :meth:`fit_threshold`.
+            NotFittedError: The detector is not fitted, or the weights have changed since.
             DetectorFileError: The file cannot be written.
         """
         self.require_fitted()
         if self._validation_scores is not None:
             self._require_same_weights("fit_threshold(loader)")
-        volatile = self.extractor.volatile_buffers
+        method, settings, volatile = (
+            qualified(type(self)),
+            self.settings.as_dict(),
+            self.extractor.volatile_buffers,
+        )
+        weights = weights_fingerprint(self.network, volatile)
+        scores = self._validation_scores
         write_detector(
             path,
-            SavedDetector(
-                qualified(type(self)),
-                self.settings.as_dict(),
-                weights_fingerprint(self.network, volatile),
-                sorted(volatile),
-                self.state,
-                self._validation_scores,
-                dict(notes or {}),
-            ),
+            SavedDetector(method, settings, weights, sorted(volatile), self.state, scores, dict(notes or {})),
         )
 
     @classmethod
@@ -430,6 +413,10 @@ class Detector(ABC, Generic[S, T]):
         """Return the detector that :meth:`save` wrote, for a network with the same weights.
 
         Nothing in the file is executed.
+
+        Args:
+            path: The file.
+            network: Network with the weights that the detector was saved for.
 
         Raises:
             DetectorFileError: No file, damaged, another version's or method's, or other weights; names the first tensor
@@ -442,16 +429,10 @@ class Detector(ABC, Generic[S, T]):
                 f"{os.fspath(path)}: it holds a detector of {saved.method!r}; expected {qualified(cls)!r}. "
                 "openood_adascale.load_detector(path, network) loads any method of this package"
             )
-        missing = [name for name in cls.settings_class.names() if name not in saved.settings]
         try:
-            if missing:  # today's defaults may differ from those it was fitted with
-                raise ValueError(f"settings: {', '.join(missing)} missing")
-            cls.settings_class.from_mapping(saved.settings, cls.__name__)
-            if saved.state is None and cls.requires_fit:
-                raise ValueError(f"state: None is not allowed; expected the fitted state of {cls.__name__}")
-        except (ValueError, TypeError) as error:
+            detector = cls(network, **saved.settings)
+        except SettingError as error:
             raise damaged(path, error) from error
-        detector = cls(network, **saved.settings)
         detector.extractor.volatile_buffers = frozenset(saved.volatile)
         present = weights_fingerprint(network, saved.volatile)
         if difference := first_difference(saved.weights, present):
@@ -481,7 +462,12 @@ class FittedDetector(Detector[S, T]):
 
     @abstractmethod
     def fit_state(self, statistics: FeatureStatistics, settings: S) -> T:
-        """Return the fitted state for ``settings`` from the feature statistics of ID images."""
+        """Return the fitted state from the feature statistics of ID images.
+
+        Args:
+            statistics: Feature statistics that cover ``settings.request()``.
+            settings: Settings to fit for.
+        """
 
     def fit(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
         """Fit on ID validation images in one pass, and keep their scores for :meth:`threshold`.
@@ -494,20 +480,10 @@ class FittedDetector(Detector[S, T]):
             ValueError: A loader without images, a network without a linear head, or NaN or infinity (names the images).
             TypeError: Integer images.
         """
-        settings = self.settings
-        return self.fit_statistics(
-            collect_statistics(
-                self.extractor, loader, settings.request(), settings.inference, progress, "Fit"
-            ).statistics
-        )
+        return self.fit_statistics(self._collect(loader, self.settings.request(), progress, "Fit"))
 
     def fit_statistics(self, statistics: FeatureStatistics) -> Self:
-        """Fit on feature statistics that are there already; see :meth:`fit`.
-
-        Raises:
-            ValueError: Statistics of another network.
-        """
-        self._require_own(statistics)
+        """Fit on feature statistics of the detector's own network; see :meth:`fit`."""
         self.set_state(self.fit_state(statistics, self.settings))
         self._keep_validation_scores(statistics)
         return self
@@ -521,10 +497,20 @@ class StreamingDetector(FittedDetector[S, T]):
 
     @abstractmethod
     def fit_summary(self, summary: Histogram, settings: S) -> T:
-        """Return the fitted state for ``settings`` from the histogram of the ID activations."""
+        """Return the fitted state from the histogram of the ID activations.
+
+        Args:
+            summary: Histogram of all activations of the ID images.
+            settings: Settings to fit for.
+        """
 
     def add_to_summary(self, counter: Counter, statistics: FeatureStatistics) -> None:
-        """Count the activations of a batch."""
+        """Count the activations of a batch.
+
+        Args:
+            counter: Counter of all batches.
+            statistics: Feature statistics of the batch.
+        """
         counter.add(statistics.activation)
 
     def summarise(self, batches: Iterable[FeatureStatistics]) -> Histogram:
@@ -534,18 +520,18 @@ class StreamingDetector(FittedDetector[S, T]):
             self.add_to_summary(counter, statistics)
         return counter.result()
 
+    def _summarise_loader(self, loader: Iterable[Any], progress: bool | None) -> Histogram:
+        return self.summarise(statistics for statistics, _ in self._pass(loader, progress, "Fit"))
+
     def fit(self, loader: Iterable[Any], progress: bool | None = None) -> Self:
         """Fit on ID (training) images in one pass; see :meth:`FittedDetector.fit`.
 
         No validation scores are kept: call :meth:`fit_threshold` for a threshold.
         """
-        return self.use_summary(
-            self.summarise(statistics for statistics, _ in self._pass(loader, progress, "Fit"))
-        )
+        return self.use_summary(self._summarise_loader(loader, progress))
 
     @override
     def fit_statistics(self, statistics: FeatureStatistics) -> Self:
-        self._require_own(statistics)
         self.use_summary(self.summarise([statistics]))
         if self.settings.split == "val":
             self._keep_validation_scores(statistics)
@@ -554,7 +540,7 @@ class StreamingDetector(FittedDetector[S, T]):
     @property
     def has_summary(self) -> bool:
         """True if :attr:`summary` is of the present weights and split."""
-        return self.summary is not None and self._weights is not None and self._same_weights()
+        return self.summary is not None and self._same_weights()
 
     def use_summary(self, summary: Histogram) -> Self:
         """Fit on a histogram that is there already."""
@@ -563,8 +549,9 @@ class StreamingDetector(FittedDetector[S, T]):
 
     @override
     def fit_state(self, statistics: FeatureStatistics, settings: S) -> T:
-        summary = self.summary if self.summary is not None else self.summarise([statistics])
-        return self.fit_summary(summary, settings)
+        if self.summary is None:
+            self.summary = self.summarise([statistics])
+        return self.fit_summary(self.summary, settings)
 
     def search(
         self,
@@ -574,48 +561,35 @@ class StreamingDetector(FittedDetector[S, T]):
         progress: bool | None = None,
         fit_loader: Iterable[Any] | None = None,
     ) -> SearchResult[S]:
-        """Search the hyperparameters; see :meth:`Detector.search`.
+        """Search the hyperparameters; see :meth:`Detector.search` for the other arguments and errors.
 
         Args:
             id_loader: ID validation images.
             ood_loader: OOD validation images.
-            sweep: See :meth:`Detector.search`.
-            progress: True or False shows or hides the progress bars (default: shown in a terminal).
+            sweep: Sweep.
+            progress: Progress bars.
             fit_loader: Images to fit all candidates on, in one pass (default: those of :meth:`fit`, or ``id_loader`` if
                 ``fit_split`` is ``val``).
-
-        Raises:
-            ValueError: There are no images to fit on.
         """
         self.candidates(sweep)  # a bad sweep must raise before the pass
-        summary: Histogram | None = None
+        summary = kept = self.summary
         if fit_loader is not None:
-            summary = self.summarise(s for s, _ in self._pass(fit_loader, progress, "Fit"))
+            summary = self._summarise_loader(fit_loader, progress)
         elif self.settings.split == "val":
-            pass  # on id_loader
-        elif self.summary is None:
+            summary = None  # on id_loader
+        elif summary is None:
             raise ValueError(
                 f"fit_loader: None is not allowed; {type(self).__name__} is fitted on training images, or on the "
                 "validation images with fit_split='val'"
             )
         else:
             self._require_same_weights("fit(loader)")
-            summary = self.summary
-        id_statistics, ood_statistics = self._collect_for_search(id_loader, ood_loader, sweep, progress)
-        self.summary = summary  # only now, as a pass may fail
-        return self.search_statistics(id_statistics, ood_statistics, sweep, progress)
-
-    @override
-    def search_statistics(
-        self,
-        id_statistics: FeatureStatistics,
-        ood_statistics: FeatureStatistics,
-        sweep: Mapping[str, Sequence[Any]] | None = None,
-        progress: bool | None = None,
-    ) -> SearchResult[S]:
-        if self.summary is None:
-            self.summary = self.summarise([id_statistics])
-        return super().search_statistics(id_statistics, ood_statistics, sweep, progress)
+        self.summary = summary
+        try:
+            return super().search(id_loader, ood_loader, sweep, progress)
+        except BaseException:
+            self.summary = kept
+            raise
 
 
 def qualified(kind: type) -> str:

@@ -7,14 +7,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from .. import functional
 from ..features.histogram import Histogram, quantile
 from ..features.statistics import FeatureRequest, FeatureStatistics
 from .base import StreamingDetector
-from .settings import SPLITS, Settings, number_within, one_of
-from .shaping import head_logits, in_blocks
+from .settings import SPLITS, InferenceOptions, Settings, number_within, one_of, setting
 
 
 @dataclass(frozen=True)
@@ -31,20 +30,9 @@ class BFActSettings(Settings):
     not_swept: ClassVar[frozenset[str]] = frozenset({"fit_split"})
     score_only: ClassVar[frozenset[str]] = frozenset({"order"})
 
-    percentile: float = 95.0
-    order: float = 2.0
-    fit_split: str = "train"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set("percentile", number_within("percentile", self.percentile, 0, 100))
-        self._set("order", number_within("order", self.order, 1, brackets="[)"))
-        self._set("fit_split", one_of("fit_split", self.fit_split, SPLITS))
-
-    @property
-    @override
-    def split(self) -> str:
-        return self.fit_split
+    percentile: float = setting(95.0, number_within, "(0, 100)")
+    order: float = setting(2.0, number_within, "[1, inf)")
+    fit_split: str = setting("train", one_of, SPLITS)
 
     @override
     def request(self) -> FeatureRequest:
@@ -58,16 +46,14 @@ class BFAct(StreamingDetector[BFActSettings, Tensor]):
     >>> scores = detector.score(images)
 
     T is fitted in one pass in constant memory, within 2^-15 (0.003 %) of the exact percentile
-    (:func:`~openood_adascale.features.histogram.quantile`). The fitted :attr:`state` is T, () float64.
+    (``histogram.quantile``). The fitted ``state`` is T, () float64.
 
     Args:
         network: Classifier that returns (B, C) logits and ends in a linear layer.
         percentile: Percentile of all ID activations, in percent, in (0, 100), that is the cut-off T.
         order: Order N >= 1 of the filter.
         fit_split: Split of the ID activations, ``"train"`` or ``"val"``.
-        precision: See :class:`~.settings.Settings`.
-        memory_format: See :class:`~.settings.Settings`.
-        forward_batch_size: See :class:`~.settings.Settings`.
+        inference: ``precision``, ``memory_format`` and ``forward_batch_size``; see :class:`~.settings.Settings`.
     """
 
     settings_class = BFActSettings
@@ -79,19 +65,9 @@ class BFAct(StreamingDetector[BFActSettings, Tensor]):
         percentile: float = 95.0,
         order: float = 2.0,
         fit_split: str = "train",
-        precision: str = "float32",
-        memory_format: str = "auto",
-        forward_batch_size: int | None = None,
+        **inference: Unpack[InferenceOptions],
     ) -> None:
-        super().__init__(
-            network,
-            percentile=percentile,
-            order=order,
-            fit_split=fit_split,
-            precision=precision,
-            memory_format=memory_format,
-            forward_batch_size=forward_batch_size,
-        )
+        super().__init__(network, percentile=percentile, order=order, fit_split=fit_split, **inference)
 
     @override
     def fit_summary(self, summary: Histogram, settings: BFActSettings) -> Tensor:
@@ -103,8 +79,8 @@ class BFAct(StreamingDetector[BFActSettings, Tensor]):
         self, statistics: FeatureStatistics, settings: BFActSettings, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         predictions, scores = [], []
-        for block in in_blocks(statistics):
-            logits = head_logits(butterworth(block.activation, float(state), settings.order), block)
+        for block in statistics.blocks():
+            logits = block.head_logits(butterworth(block.activation, float(state), settings.order))
             predictions.append(logits.argmax(1))
             scores.append(functional.energy(logits))
         return torch.cat(predictions), torch.cat(scores)

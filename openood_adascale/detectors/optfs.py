@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from .. import functional
-from ..errors import SettingError
+from ..errors import MissingFeatureError, SettingError
 from ..features.histogram import Counter, Histogram, lower_edge, nearest_edge, quantile
 from ..features.statistics import FeatureRequest, FeatureStatistics
 from .base import StreamingDetector
-from .settings import SPLITS, Settings, one_of, percentile_pair, whole_number
-from .shaping import head_logits, in_blocks
+from .settings import (
+    SPLITS,
+    InferenceOptions,
+    Settings,
+    one_of,
+    percentile_pair,
+    setting,
+    whole_number,
+)
 
 SCORES = ("vanilla", "energy")
+
+
+def _distinct_pair(name: str, value: Any) -> tuple[float, float]:
+    allowed = "a pair [low, high] with 0 < low < high < 100"
+    low, high = percentile_pair(name, value, allowed)
+    if low == high:
+        raise SettingError(name, [low, high], allowed)
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -34,26 +49,10 @@ class OptFSSettings(Settings):
     not_swept: ClassVar[frozenset[str]] = frozenset({"fit_split"})
     score_only: ClassVar[frozenset[str]] = frozenset({"score"})
 
-    bins: int = 100
-    percentile: tuple[float, float] = (0.1, 99.9)
-    score: str = "vanilla"
-    fit_split: str = "train"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set("bins", whole_number("bins", self.bins, 1, 2**20))
-        allowed = "a pair [low, high] with 0 < low < high < 100"
-        low, high = percentile_pair("percentile", self.percentile, allowed)
-        if low == high:
-            raise SettingError("percentile", [low, high], allowed)
-        self._set("percentile", (low, high))
-        self._set("score", one_of("score", self.score, SCORES))
-        self._set("fit_split", one_of("fit_split", self.fit_split, SPLITS))
-
-    @property
-    @override
-    def split(self) -> str:
-        return self.fit_split
+    bins: int = setting(100, whole_number, 1, 2**20)
+    percentile: tuple[float, float] = setting((0.1, 99.9), _distinct_pair)
+    score: str = setting("vanilla", one_of, SCORES)
+    fit_split: str = setting("train", one_of, SPLITS)
 
     @override
     def request(self) -> FeatureRequest:
@@ -68,10 +67,10 @@ class OptFS(StreamingDetector[OptFSSettings, dict[str, Tensor]]):
     (torch.Size([50]), torch.Size([24]))
 
     One pass in constant memory serves any number of bins, any percentiles and both scores. The bins' edges are the
-    nearest ones of :mod:`~openood_adascale.features.histogram`: off by at most 2^-14 (0.006 %) of the larger magnitude of
+    nearest ones of the histogram: off by at most 2^-14 (0.006 %) of the larger magnitude of
     the order statistics at the two ends. θ is exact for these edges.
 
-    The fitted :attr:`state` is ``edges``, (K + 1,) float32, ascending, and ``theta``, (K,) float64, of norm 1000.
+    The fitted ``state`` is ``edges``, (K + 1,) float32, ascending, and ``theta``, (K,) float64, of norm 1000.
 
     Args:
         network: Classifier that returns (B, C) logits and ends in a linear layer.
@@ -79,9 +78,7 @@ class OptFS(StreamingDetector[OptFSSettings, dict[str, Tensor]]):
         percentile: Percentiles of all ID activations at which the bins begin and end, in percent, 0 < low < high < 100.
         score: ``"vanilla"``, the shaped activation's contribution to the logit of the predicted class, or ``"energy"``.
         fit_split: Split of the ID activations, ``"train"`` or ``"val"``.
-        precision: See :class:`~.settings.Settings`.
-        memory_format: See :class:`~.settings.Settings`.
-        forward_batch_size: See :class:`~.settings.Settings`.
+        inference: ``precision``, ``memory_format`` and ``forward_batch_size``; see :class:`~.settings.Settings`.
     """
 
     settings_class = OptFSSettings
@@ -94,19 +91,10 @@ class OptFS(StreamingDetector[OptFSSettings, dict[str, Tensor]]):
         percentile: tuple[float, float] = (0.1, 99.9),
         score: str = "vanilla",
         fit_split: str = "train",
-        precision: str = "float32",
-        memory_format: str = "auto",
-        forward_batch_size: int | None = None,
+        **inference: Unpack[InferenceOptions],
     ) -> None:
         super().__init__(
-            network,
-            bins=bins,
-            percentile=percentile,
-            score=score,
-            fit_split=fit_split,
-            precision=precision,
-            memory_format=memory_format,
-            forward_batch_size=forward_batch_size,
+            network, bins=bins, percentile=percentile, score=score, fit_split=fit_split, **inference
         )
 
     @override
@@ -115,7 +103,8 @@ class OptFS(StreamingDetector[OptFSSettings, dict[str, Tensor]]):
 
     @override
     def fit_summary(self, summary: Histogram, settings: OptFSSettings) -> dict[str, Tensor]:
-        weights = summary.summed_weights
+        if summary.weights is None:
+            raise MissingFeatureError("histogram: it was counted without weights")
         low, high = (quantile(summary, percent / 100) for percent in settings.percentile)
         edges = low + (high - low) * torch.linspace(
             0, 1, settings.bins + 1, dtype=torch.float64, device="cpu"
@@ -124,8 +113,8 @@ class OptFS(StreamingDetector[OptFSSettings, dict[str, Tensor]]):
         edge_bins = nearest_edge(edges)
         # 0 is below all edges, K + 1 above.
         place = torch.searchsorted(edge_bins, summary.bins, right=True)
-        importance = weights.new_zeros(settings.bins + 2)
-        importance = importance.index_add(0, place, weights)[1:-1]
+        importance = summary.weights.new_zeros(settings.bins + 2)
+        importance = importance.index_add(0, place, summary.weights)[1:-1]
         theta = 1000 * importance / importance.norm().clamp(min=torch.finfo(torch.float64).tiny)
         return {"edges": lower_edge(edge_bins), "theta": theta}
 
@@ -134,12 +123,12 @@ class OptFS(StreamingDetector[OptFSSettings, dict[str, Tensor]]):
         self, statistics: FeatureStatistics, settings: OptFSSettings, state: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         scores = []
-        for block in in_blocks(statistics):
+        for block in statistics.blocks():
             theta = piecewise_constant(block.activation, state["edges"], state["theta"])
             if settings.score == "vanilla":
                 scores.append((contributions(block) * theta).sum(1))
             else:
-                scores.append(functional.energy(head_logits(block.activation.to(theta.dtype) * theta, block)))
+                scores.append(functional.energy(block.head_logits(block.activation.to(theta.dtype) * theta)))
         return statistics.logits.argmax(1), torch.cat(scores)
 
 

@@ -15,11 +15,9 @@ from ..errors import DetectorFileError
 from .adascale import AdaSCALE
 from .base import Detector, qualified
 from .bfact import BFAct
-from .energy import Energy
-from .lts import LTS
-from .msp import MSP
+from .logits import MSP, Energy
 from .optfs import OptFS
-from .scale import SCALE
+from .scale import LTS, SCALE
 from .serialization import read_detector
 
 
@@ -27,16 +25,11 @@ from .serialization import read_detector
 class Method:
     """A line of the table."""
 
-    name: str
-    """Name in commands, file names and OpenOOD."""
-    label: str
-    """Name in tables and figures, as in the paper."""
+    name: str  # in commands, file names and OpenOOD
+    label: str  # in tables and figures, as in the paper
     detector: type[Detector[Any, Any]]
-    """Class of the detector."""
-    defaults: dict[str, Any] = field(default_factory=dict)
-    """Settings that differ from the class's defaults."""
-    in_openood: bool = True
-    """False for methods that OpenOOD has itself by this name."""
+    defaults: dict[str, Any] = field(default_factory=dict)  # settings that differ from the class's defaults
+    in_openood: bool = True  # False for methods that OpenOOD has itself by this name
 
 
 METHODS = {
@@ -56,11 +49,15 @@ METHODS = {
 
 
 def load_detector(path: str | os.PathLike[str], network: nn.Module) -> Detector[Any, Any]:
-    """Return the detector that a file holds, of any registered method; see :meth:`~.base.Detector.load`.
+    """Return the detector that a file holds, of any registered method; see :meth:`openood_adascale.AdaSCALE.load`.
 
     >>> OptFS(network).fit(train_loader).save("optfs.safetensors")
     >>> type(load_detector("optfs.safetensors", network)).__name__
     'OptFS'
+
+    Args:
+        path: The file.
+        network: Network with the weights that the detector was saved for.
 
     Raises:
         DetectorFileError: As there, or the method is not registered.

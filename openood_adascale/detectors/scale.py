@@ -1,4 +1,4 @@
-"""SCALE (Xu et al., ICLR 2024)."""
+"""SCALE (Xu et al., ICLR 2024) and LTS (Djurisic et al., arXiv 2409.01175): scaling at a fixed percentile."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from .. import functional
 from ..features.statistics import FeatureRequest, FeatureStatistics
 from .base import Detector
-from .settings import Settings, number_within
+from .settings import InferenceOptions, Settings, number_within, setting
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,7 @@ class FixedPercentileSettings(Settings):
         percentile: Percentile of the scaling factor in percent, in (0, 100).
     """
 
-    percentile: float = 85.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set("percentile", number_within("percentile", self.percentile, 0, 100))
+    percentile: float = setting(85.0, number_within, "(0, 100)")
 
     @override
     def request(self) -> FeatureRequest:
@@ -49,30 +45,16 @@ class SCALE(Detector[FixedPercentileSettings, None]):
     Args:
         network: Classifier that returns (B, C) logits and ends in a linear layer.
         percentile: Percentile of the scaling factor r in percent, in (0, 100).
-        precision: See :class:`~.settings.Settings`.
-        memory_format: See :class:`~.settings.Settings`.
-        forward_batch_size: See :class:`~.settings.Settings`.
+        inference: ``precision``, ``memory_format`` and ``forward_batch_size``; see :class:`~.settings.Settings`.
     """
 
     settings_class = FixedPercentileSettings
     default_sweep: ClassVar[Mapping[str, Sequence[Any]]] = {"percentile_list": [65, 70, 75, 80, 85, 90, 95]}
 
     def __init__(
-        self,
-        network: nn.Module,
-        *,
-        percentile: float = 85.0,
-        precision: str = "float32",
-        memory_format: str = "auto",
-        forward_batch_size: int | None = None,
+        self, network: nn.Module, *, percentile: float = 85.0, **inference: Unpack[InferenceOptions]
     ) -> None:
-        super().__init__(
-            network,
-            percentile=percentile,
-            precision=precision,
-            memory_format=memory_format,
-            forward_batch_size=forward_batch_size,
-        )
+        super().__init__(network, percentile=percentile, **inference)
 
     @override
     def score_statistics(
@@ -80,4 +62,48 @@ class SCALE(Detector[FixedPercentileSettings, None]):
     ) -> tuple[Tensor, Tensor]:
         factor = statistics.scaling_factor(settings.percentile)
         logits = functional.scale_activation_logits(statistics.logits, statistics.head.bias, factor)
+        return logits.argmax(1), functional.energy(logits)
+
+
+@dataclass(frozen=True)
+class LTSSettings(FixedPercentileSettings):
+    """Settings of LTS.
+
+    >>> LTSSettings(percentile=100)
+    Traceback (most recent call last):
+    openood_adascale.errors.SettingError: percentile: 100 is not allowed; expected a number in (0, 100)
+
+    Args:
+        percentile: Percentile of the scaling factor in percent, in (0, 100); 95 keeps the largest 5 %.
+    """
+
+    percentile: float = setting(95.0, number_within, "(0, 100)")
+
+
+class LTS(Detector[LTSSettings, None]):
+    """Energy of z·S², with S = Σ a⁺ / Σ (largest 5 % of a⁺): AdaSCALE-L with p_min = p_max. Needs no fitting.
+
+    >>> fixed = AdaSCALE(network, variant="L", percentile=(95, 95)).fit(val_loader)
+    >>> LTS(network, percentile=95).score(images).allclose(fixed.score(images))
+    True
+
+    Args:
+        network: Classifier that returns (B, C) logits and ends in a linear layer.
+        percentile: Percentile of the scaling factor S in percent, in (0, 100).
+        inference: ``precision``, ``memory_format`` and ``forward_batch_size``; see :class:`~.settings.Settings`.
+    """
+
+    settings_class = LTSSettings
+
+    def __init__(
+        self, network: nn.Module, *, percentile: float = 95.0, **inference: Unpack[InferenceOptions]
+    ) -> None:
+        super().__init__(network, percentile=percentile, **inference)
+
+    @override
+    def score_statistics(
+        self, statistics: FeatureStatistics, settings: LTSSettings, state: None
+    ) -> tuple[Tensor, Tensor]:
+        factor = statistics.scaling_factor(settings.percentile)
+        logits = functional.scale_logits(statistics.logits, factor)
         return logits.argmax(1), functional.energy(logits)

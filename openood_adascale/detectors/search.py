@@ -35,7 +35,7 @@ class SearchResult(Generic[S]):
     best_auroc: float
     """AUROC of the best candidate on the validation images, in percent."""
     results: pd.DataFrame
-    """One row per candidate in OpenOOD's order: settings and ``auroc`` in percent."""
+    """Settings and ``auroc`` (percent) of each candidate, one row each, in OpenOOD's order."""
 
 
 def search_aurocs(
@@ -81,30 +81,28 @@ def candidates(base: S, sweep: Mapping[str, Any] | None) -> list[S]:
     Raises:
         SettingError: No sweep, an empty list, an unknown setting, or a value out of range.
     """
-    swept = parse_sweep(type(base), sweep)
-    return [base.replace(**chosen) for chosen in product(swept)]
+    return [base.replace(**chosen) for chosen in product(parse_sweep(type(base), sweep))]
 
 
 def parse_sweep(settings_class: type[Settings], sweep: Mapping[str, Any] | None) -> dict[str, list[Any]]:
     """Return ``{setting: values}`` of a YAML file's ``postprocessor_sweep``; see :func:`candidates`."""
-    if not section_of("postprocessor_sweep", sweep):
-        raise SettingError(
-            "postprocessor_sweep", sweep, "at least one list <setting>_list, or APS_mode: False"
-        )
+    section = section_of("postprocessor_sweep", sweep)
+    if not section:
+        allowed = "at least one list <setting>_list, or APS_mode: False"
+        raise SettingError("postprocessor_sweep", sweep, allowed)
+    fixed = {*settings_class.not_swept, *INFERENCE}
     swept: dict[str, list[Any]] = {}
-    for key, values in (sweep or {}).items():
-        key = key_text(key)
-        name = key.removesuffix("_list")
+    for key, values in section.items():
+        name = key_text(key).removesuffix("_list")
+        values = restore_list(values.tolist() if isinstance(values, np.ndarray) else values)
+        allowed = ""
         if name not in settings_class.names():
-            fixed = {*settings_class.not_swept, *INFERENCE}
-            known = ", ".join(f"{n}_list" for n in settings_class.names() if n not in fixed)
-            raise SettingError(f"postprocessor_sweep: {key}", values, "one of: " + known)
-        if name in settings_class.not_swept or name in INFERENCE:
-            raise SettingError(f"postprocessor_sweep: {key}", values, f"{name} in postprocessor_args only")
-        values = restore_list(values)
-        if isinstance(values, range | np.ndarray):
-            values = values if isinstance(values, range) else values.tolist()
-        if not isinstance(values, list | tuple | range) or len(values) == 0:
-            raise SettingError(f"postprocessor_sweep: {key}", values, "a list of at least one value")
+            allowed = "one of: " + ", ".join(f"{n}_list" for n in settings_class.names() if n not in fixed)
+        elif name in fixed:
+            allowed = f"{name} in postprocessor_args only"
+        elif not isinstance(values, list | tuple | range) or len(values) == 0:
+            allowed = "a list of at least one value"
+        if allowed:
+            raise SettingError(f"postprocessor_sweep: {key_text(key)}", values, allowed)
         swept[name] = list(values)
     return swept

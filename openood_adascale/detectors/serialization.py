@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ from .. import __version__
 from ..errors import DetectorFileError
 from ..io import replacing
 
-FORMAT = 3
+FORMAT = 4
 _KEY = "openood_adascale_detector"
-_SCORES = "validation_scores"
 _EXPECTED = "expected a file written by detector.save(path)"
 
 
@@ -34,19 +33,13 @@ _EXPECTED = "expected a file written by detector.save(path)"
 class SavedDetector:
     """Content of a detector's file."""
 
-    method: str
-    """``module:class`` of the detector."""
+    method: str  # module:class of the detector
     settings: dict[str, Any]
-    weights: dict[str, str]
-    """Weights fingerprint; see :func:`~openood_adascale.features.fingerprint.weights_fingerprint`."""
-    volatile: list[str]
-    """Buffers that the fingerprint leaves out."""
-    state: Any
-    """Fitted state: None, a tensor, or a dict of them."""
-    validation_scores: np.ndarray | None = None
-    """(n_val,) float64, ascending."""
-    notes: dict[str, Any] = field(default_factory=dict)
-    """Anything else that JSON can hold, for example class names."""
+    weights: dict[str, str]  # fingerprint of each tensor of the network
+    volatile: list[str]  # buffers that the fingerprint leaves out
+    state: Any  # None, a tensor, or a dict of tensors
+    validation_scores: np.ndarray | None  # (n_val,) float64, ascending
+    notes: dict[str, Any]  # anything else that JSON can hold, for example class names
 
 
 def write_detector(path: str | os.PathLike[str], saved: SavedDetector) -> None:
@@ -54,22 +47,22 @@ def write_detector(path: str | os.PathLike[str], saved: SavedDetector) -> None:
 
     Raises:
         DetectorFileError: The file cannot be written.
-        TypeError: The state holds something else than tensors and dicts.
+        TypeError: The state holds something else than tensors.
     """
     place = Path(path).expanduser()
-    tensors: dict[str, Tensor] = {}
-    content = {
-        "format": FORMAT,
-        "method": saved.method,
-        "settings": saved.settings,
-        "weights": saved.weights,
-        "volatile": saved.volatile,
-        "state": _flatten(saved.state, "state", tensors),
-        "notes": saved.notes,
-        "versions": {"openood_adascale": __version__, "torch": torch.__version__},
-    }
-    if saved.validation_scores is not None:
-        tensors[_SCORES] = torch.from_numpy(saved.validation_scores.copy())
+    versions = {"openood_adascale": __version__, "torch": torch.__version__}
+    content = {**vars(saved), "format": FORMAT, "versions": versions}
+    state, scores = content.pop("state"), content.pop("validation_scores")
+    tensors = (
+        {f"state.{key}": value for key, value in state.items()}
+        if isinstance(state, Mapping)
+        else {"state": state}
+    )
+    tensors["validation_scores"] = None if scores is None else torch.tensor(scores)
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise TypeError(f"state: {state!r} cannot be saved; expected None, a tensor, or a dict of tensors")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content["checksum"] = _checksum(content, tensors)
     # A single key: safetensors writes several in no fixed order.
     written = save(tensors, {_KEY: json.dumps(content, sort_keys=True)})
@@ -92,8 +85,8 @@ def read_detector(path: str | os.PathLike[str]) -> SavedDetector:
     place = Path(path).expanduser()
     try:
         if not place.is_file():  # reading a pipe would block
-            state = "it is not a file" if place.exists() else "there is no such file"
-            raise DetectorFileError(f"{place}: {state}; {_EXPECTED}")
+            reason = "it is not a file" if place.exists() else "there is no such file"
+            raise DetectorFileError(f"{place}: {reason}; {_EXPECTED}")
         with safe_open(place, "pt") as file:
             content = json.loads((file.metadata() or {}).get(_KEY, "null"))
             if not isinstance(content, dict):
@@ -106,21 +99,13 @@ def read_detector(path: str | os.PathLike[str]) -> SavedDetector:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (not a mapping)
         if content.pop("checksum", None) != _checksum(content, tensors):
             raise ValueError("its content does not match its checksum")
-        scores = tensors[_SCORES].numpy() if _SCORES in tensors else None
-        if scores is not None and not _are_scores(scores):
-            raise ValueError(f"{_SCORES}: expected finite float64 numbers, ascending, at least one")
-        volatile = list(content["volatile"])
-        if not all(isinstance(name, str) for name in volatile):
-            raise ValueError("volatile: expected names of buffers")
-        notes = content["notes"]
+        del content["format"], content["versions"]
+        scores = tensors.pop("validation_scores", None)
+        state: Any = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
         return SavedDetector(
-            str(content["method"]),
-            dict(content["settings"]),
-            dict(content["weights"]),
-            volatile,
-            _unflatten(content["state"], tensors),
-            scores,
-            notes if isinstance(notes, dict) else {},
+            **content,
+            state=tensors.get("state", state or None),
+            validation_scores=None if scores is None else scores.numpy(),
         )
     except DetectorFileError:
         raise
@@ -142,28 +127,3 @@ def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name!r} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _are_scores(scores: np.ndarray) -> bool:
-    known = scores.dtype == np.float64 and scores.ndim == 1 and len(scores) > 0
-    return known and bool(np.isfinite(scores).all() and (np.diff(scores) >= 0).all())
-
-
-def _flatten(state: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Return ``state`` with names in place of its tensors, which are added to ``tensors``."""
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        while name in tensors:  # {"a.b": …, "a": {"b": …}}
-            name += "'"
-        tensors[name] = state.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return name
-    if isinstance(state, Mapping) and all(isinstance(key, str) for key in state):
-        return {key: _flatten(value, f"{name}.{key}", tensors) for key, value in state.items()}
-    raise TypeError(f"{name}: {state!r} cannot be saved; expected tensors, or dicts of them with text keys")
-
-
-def _unflatten(state: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(state, dict):
-        return {key: _unflatten(value, tensors) for key, value in state.items()}
-    return None if state is None else tensors[state]

@@ -7,9 +7,9 @@ import dataclasses
 import math
 import numbers
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import numpy as np
 import yaml
@@ -25,56 +25,54 @@ INFERENCE = ("precision", "memory_format", "forward_batch_size")
 """Names of the inference settings."""
 SPLITS = ("train", "val")
 """Splits that a method can be fitted on, by OpenOOD's names."""
+PAIR = "a pair [p_min, p_max] with 0 < p_min <= p_max < 100"
 
 
-def _number(name: str, value: Any, allowed: str) -> float:
-    if isinstance(value, str):  # YAML reads 5e-1 as text, and so arrives what a command line gives
-        try:
-            value = float(value)
-        except ValueError:
-            raise SettingError(name, value, allowed) from None
-    try:
-        finite = (
-            isinstance(value, numbers.Real)
-            and not isinstance(value, bool | np.bool_)
-            and math.isfinite(value)
-        )
-    except OverflowError:  # an int that no float can hold
-        finite = False
-    if not finite:
-        raise SettingError(name, value, allowed)
-    return float(value)
+class InferenceOptions(TypedDict, total=False):
+    """Keywords of every detector; see :class:`Settings`."""
+
+    precision: str
+    memory_format: str
+    forward_batch_size: int | None
 
 
-def number_within(
-    name: str, value: Any, low: float, high: float = math.inf, *, brackets: str = "()"
-) -> float:
-    """Return ``value`` as a float within the interval with these ``brackets`` (``()``, ``(]``, ``[)``, ``[]``)."""
-    allowed = f"a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
-    number = _number(name, value, allowed)
-    above = number >= low if brackets[0] == "[" else number > low
-    below = number <= high if brackets[1] == "]" else number < high
+# Checks: each returns the value in its own type, or raises a SettingError with the setting's name.
+
+
+def number_within(name: str, value: Any, interval: str) -> float:
+    """Return ``value`` as a float within an interval such as ``(0, 100]`` or ``[1, inf)``."""
+    low, high = map(float, interval[1:-1].split(","))
+    number = _number(value)
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
     if not (above and below):
-        raise SettingError(name, value, allowed)
+        raise SettingError(name, value, f"a number in {interval}")
     return number
 
 
 def whole_number(name: str, value: Any, low: int, high: int = 2**63 - 1) -> int:
     """Return ``value`` as an exact int within [``low``, ``high``]."""
-    allowed = f"a whole number from {low} to {high}"
-    if isinstance(value, str):
+    found = value
+    if isinstance(found, str):
         with contextlib.suppress(ValueError):
-            value = int(value)
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        number = int(value)
-    else:
-        given = _number(name, value, allowed)
-        if not given.is_integer():
-            raise SettingError(name, value, allowed)
-        number = int(given)
-    if not low <= number <= high:
-        raise SettingError(name, value, allowed)
-    return number
+            found = int(found)
+    if not isinstance(found, numbers.Integral):
+        found = _number(found)
+    is_whole = not isinstance(found, bool) and (isinstance(found, numbers.Integral) or found.is_integer())
+    if not (is_whole and low <= found <= high):
+        raise SettingError(name, value, f"a whole number from {low} to {high}")
+    return int(found)
+
+
+def _number(value: Any) -> float:
+    """Return a finite float (NaN for anything else)."""
+    try:
+        # YAML reads 5e-1 as text, and a command line gives text.
+        real = isinstance(value, str | numbers.Real) and not isinstance(value, bool | np.bool_)
+        number = float(value) if real else math.nan
+    except (ValueError, OverflowError):  # text, or an int that no float can hold
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
@@ -85,20 +83,21 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     return str(value)  # NumPy strings are not plain ones
 
 
-def percentile_pair(
-    name: str, value: Any, allowed: str = "a pair [p_min, p_max] with 0 < p_min <= p_max < 100"
-) -> tuple[float, float]:
+def percentile_pair(name: str, value: Any, allowed: str = PAIR) -> tuple[float, float]:
     """Return ``value`` as two percentiles, the smaller first."""
     value = restore_list(value)
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise SettingError(name, value, allowed)
-    try:
-        low, high = (number_within(name, p, 0, 100) for p in value)
-    except SettingError:
-        raise SettingError(name, list(value), allowed) from None
-    if low > high:
+    low, high = map(_number, value)
+    if not 0 < low <= high < 100:
         raise SettingError(name, list(value), allowed)
     return low, high
+
+
+def setting(default: Any, check: Callable[..., Any], *arguments: Any) -> Any:
+    """Return a dataclass field whose values go through ``check(name, value, *arguments)``; None only as the default."""
+    metadata = {"check": lambda name, value: check(name, value, *arguments)}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def restore_list(value: Any) -> Any:
@@ -107,10 +106,8 @@ def restore_list(value: Any) -> Any:
     if characters and value[:1] in (["["], ["("], ("[",), ("(",)):
         value = "".join(value)
     if isinstance(value, str) and value.startswith(("[", "(")):
-        try:
+        with contextlib.suppress(yaml.YAMLError):
             return read_yaml(value.replace("(", "[").replace(")", "]"))
-        except yaml.YAMLError:
-            return value
     return value
 
 
@@ -147,12 +144,13 @@ class Settings:
         precision: Autocast precision of the forward passes: ``float32``, ``bfloat16``, ``float16``, or ``auto``, the
             fastest that the device supports in hardware. Head, statistics and energy are float32 or float64 regardless.
         memory_format: Memory format of image batches: ``contiguous``, ``channels_last``, or ``auto``, the faster one.
-        forward_batch_size: Images per forward pass (default: the loader's batches, on a CPU in chunks that fit its caches).
+        forward_batch_size: Images per forward pass (default: the loader's batches, on a CPU in chunks that fit its
+            caches). Chunks are halved on CUDA out of memory.
     """
 
-    precision: str = "float32"
-    memory_format: str = "auto"
-    forward_batch_size: int | None = None
+    precision: str = setting("float32", one_of, PRECISIONS)
+    memory_format: str = setting("auto", one_of, MEMORY_FORMATS)
+    forward_batch_size: int | None = setting(None, whole_number, 1)
 
     not_swept: ClassVar[frozenset[str]] = frozenset()
     """Settings that must be the same for all candidates of a search."""
@@ -160,10 +158,10 @@ class Settings:
     """Settings that fitting does not depend on."""
 
     def __post_init__(self) -> None:
-        self._set("precision", one_of("precision", self.precision, PRECISIONS))
-        self._set("memory_format", one_of("memory_format", self.memory_format, MEMORY_FORMATS))
-        if self.forward_batch_size is not None:
-            self._set("forward_batch_size", whole_number("forward_batch_size", self.forward_batch_size, 1))
+        for field in dataclasses.fields(self):
+            value, check = getattr(self, field.name), field.metadata.get("check")
+            if check is not None and not (value is None and field.default is None):
+                object.__setattr__(self, field.name, check(field.name, value))
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -188,9 +186,8 @@ class Settings:
         mapping = section_of(where, mapping)
         for key in mapping:
             if key not in cls.names():
-                raise SettingError(
-                    f"{where}: {key_text(key)}", mapping[key], "one of: " + ", ".join(cls.names())
-                )
+                allowed = "one of: " + ", ".join(cls.names())
+                raise SettingError(f"{where}: {key_text(key)}", mapping[key], allowed)
         return cls(**{**defaults, **mapping})
 
     def replace(self, **changes: Any) -> Self:
@@ -214,17 +211,12 @@ class Settings:
     @property
     def split(self) -> str:
         """Split that the method is fitted on, ``val`` or ``train``, by OpenOOD's names."""
-        return "val"
+        return str(getattr(self, "fit_split", "val"))
 
     def fit_settings(self) -> dict[str, Any]:
         """Return the settings that the fitted state depends on."""
         without = {*self.score_only, "memory_format", "forward_batch_size"}
         return {name: value for name, value in self.as_dict().items() if name not in without}
-
-    def score_settings(self) -> dict[str, Any]:
-        """Return the settings that a score depends on."""
-        names = {*self.fit_settings(), *self.score_only}
-        return {name: value for name, value in self.as_dict().items() if name in names}
 
     def warn_if_doubtful(self) -> bool:
         """Warn about settings that are allowed but probably not meant, and return True if there are any."""
@@ -245,6 +237,3 @@ class Settings:
             f"percentile = {given!r} is {shown}, since percentiles are in percent here; expected {meant} if these are "
             "fractions, as in pytorch-ood and in ASH's and SCALE's code"
         ]
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)

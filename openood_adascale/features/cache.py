@@ -1,74 +1,59 @@
 """The feature cache: features of a dataset's images under one network, in a directory that the user names.
 
-An entry is a directory per network, dataset and inference settings. It holds safetensors shards of :data:`SHARD` images,
-written beside their place and renamed, with a checksum. Reading executes nothing. A damaged or missing shard is made
-again. Keys are described in :mod:`~.fingerprint`; inputs without a comparable representation, and random images, are not
-cached.
+An entry is a directory per network, dataset and inference settings. It holds safetensors files with a checksum, written
+beside their place and renamed: the head, and for each part of the features shards of about :data:`SHARD` images. Reading
+executes nothing. A damaged or missing file is made again. Keys are described in :mod:`~.fingerprint`.
 """
 
 from __future__ import annotations
 
 import contextvars
 import datetime
+import functools
 import hashlib
 import json
 import os
 import shutil
-import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import PIL
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..errors import CacheError
 from ..io import replacing
-from .extractor import FeatureExtractor, Features, InferenceSettings, fastest_precision
+from .extractor import FeatureExtractor, InferenceSettings, fastest_precision
 from .fingerprint import NotFingerprintableError, dataset_key, network_key
 from .head import LinearHead
-from .indexed import (
-    IndexedLoader,
-    IndexedPass,
-    PassInfo,
-    digest_of_images,
-    library_versions,
-    loader_batches,
-    run_pass,
-)
+from .indexed import IndexedLoader, PassInfo, run_pass
 from .loading import is_hidden
-from .modes import WeightsVersion, device_of, random_state, restored_random_state, seed_everything, unwrap
-from .statistics import Perturbation
+from .network import WeightsVersion, device_of, random_state, restored_random_state, unwrap
+from .statistics import Features, Perturbation
 
 VARIABLE = "OPENOOD_ADASCALE_CACHE_DIR"
-FORMAT = 3
+FORMAT = 4
 MARKER = "openood_adascale_cache.json"
 SHARD = 1024
-"""Images in a shard; the last one of an entry has fewer."""
+"""Images in a shard, rounded down to whole batches."""
 PLAIN = "features"
 """Name of the part with a, z, predictions and labels."""
 Shard = dict[str, Tensor]
-CacheDir = str | os.PathLike[str] | bool | None
-_ABANDONED = 24 * 3600  # seconds after which a temporary file is a killed run's
+CacheDir = str | os.PathLike[str] | Literal[False] | None
 
 _chosen: contextvars.ContextVar[FeatureCache | None] = contextvars.ContextVar("feature_cache")
 
 
 def current_cache() -> FeatureCache | None:
-    """Return the feature cache in use (None if there is none).
-
-    Raises:
-        CacheError: ``OPENOOD_ADASCALE_CACHE_DIR`` names a directory that cannot be used.
-    """
+    """Return the feature cache in use: of :func:`feature_cache`, else of ``OPENOOD_ADASCALE_CACHE_DIR`` (or None)."""
     try:
         return _chosen.get()
     except LookupError:
@@ -97,63 +82,18 @@ def feature_cache(
     Raises:
         CacheError: The directory cannot be used as a cache.
     """
-    if cache_dir is None or cache_dir is True:
-        cache = current_cache()
-        if cache is not None:
-            cache = FeatureCache(cache.directory, cache_tag or cache.tag)
-    elif isinstance(cache_dir, FeatureCache):
+    cache = current_cache() if cache_dir is None else None
+    if isinstance(cache_dir, FeatureCache):
         cache = cache_dir
-    else:
-        cache = FeatureCache(cache_dir, cache_tag) if cache_dir is not False else None
+    elif cache is not None:
+        cache = FeatureCache(cache.directory, cache_tag or cache.tag)
+    elif cache_dir is not None and cache_dir is not False:
+        cache = FeatureCache(cache_dir, cache_tag)
     token = _chosen.set(cache)
     try:
         yield cache
     finally:
         _chosen.reset(token)
-
-
-def cached_features(
-    extractor: FeatureExtractor,
-    loader: Any,
-    perturbations: Sequence[Perturbation],
-    inference: InferenceSettings,
-    progress: bool | None,
-    description: str,
-) -> Iterator[tuple[Features, np.ndarray]] | None:
-    """Return features and labels of each of the loader's batches from the cache in use.
-
-    Returns:
-        None without a cache, or for inputs that are not cached.
-
-    Raises:
-        CacheError: The cache cannot be read or written.
-    """
-    cache = current_cache()
-    entry = None if cache is None else cache.entry(extractor, loader, inference)
-    if entry is None or not entry.fill(perturbations, progress, description):
-        return None
-    return (entry.features(batch, perturbations) for batch in loader_batches(loader))
-
-
-V = TypeVar("V")
-
-
-class _ByIdentity(Generic[V]):
-    """Values by the identity of objects as long as these live, and by the type of objects without weak references."""
-
-    def __init__(self) -> None:
-        self._values: dict[int, tuple[Any, V]] = {}
-
-    def get(self, thing: Any) -> V | None:
-        found = self._values.get(id(thing)) or self._values.get(id(type(thing)))
-        return None if found is None else found[1]
-
-    def set(self, thing: Any, value: V) -> None:
-        key = id(thing)
-        try:
-            self._values[key] = (weakref.ref(thing, lambda _: self._values.pop(key, None)), value)
-        except TypeError:
-            self._values[id(type(thing))] = (type(thing), value)
 
 
 class FeatureCache:
@@ -174,81 +114,57 @@ class FeatureCache:
             )
         self.directory = Path(directory).expanduser().absolute()
         self.tag = tag
-        self._networks: _ByIdentity[tuple[WeightsVersion, str]] = _ByIdentity()
-        self._loaders: _ByIdentity[str] = _ByIdentity()
-        self._refused: _ByIdentity[bool] = _ByIdentity()
+        self._networks: WeakKeyDictionary[nn.Module, tuple[WeightsVersion, str]] = WeakKeyDictionary()
+        self._loaders: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+        self._refused: set[str] = set()
         _open(self.directory, create=True)
 
     def entry(
         self, extractor: FeatureExtractor, loader: Any, inference: InferenceSettings
     ) -> CacheEntry | None:
         """Return the entry of a loader's images under a network (None, after one warning, if they are not cached)."""
-        source = IndexedLoader.of(loader)
+        network, source = unwrap(extractor.network), IndexedLoader.of(loader)
         try:
-            if source is None or not hasattr(source.dataset, "__len__"):
-                name = type(loader if source is None else source.dataset).__name__
-                raise NotFingerprintableError(f"a {name} does not index a dataset", tag_helps=False)
-            if len(source.dataset) == 0 or self._refused.get(source.dataset):
-                return None
-            parts = self._key(extractor, loader, inference)
+            if source is None or loader not in self._loaders:
+                self._loaders[loader] = dataset_key(loader, self.tag)
+            known = self._networks.get(network)
+            if known is None or not known[0].holds(network):
+                known = self._networks[network] = WeightsVersion(network), network_key(network, self.tag)
         except NotFingerprintableError as error:
-            self._refuse(loader, error)
+            self.refuse(loader, error)
             return None
-        key = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
-        return CacheEntry(self, self.directory / "entries" / key, extractor, source, inference)
-
-    def _key(self, extractor: FeatureExtractor, loader: Any, inference: InferenceSettings) -> list[str]:
-        network = unwrap(extractor.network)
-        known = self._networks.get(network)
-        if known is None or not known[0].holds(network):
-            known = WeightsVersion(network), network_key(network, self.tag)
-            self._networks.set(network, known)
-        images = self._loaders.get(loader)
-        if images is None:
-            images = dataset_key(loader, self.tag)
-            self._loaders.set(loader, images)
-        device = device_of(network)
-        precision = inference.precision
-        return [
-            str(FORMAT),
+        precision, device = inference.precision, device_of(network)
+        parts = (
+            f"{FORMAT} torch {torch.__version__} Pillow {PIL.__version__} tag {self.tag}",
             known[1],
-            images,
+            self._loaders[loader],
             fastest_precision(device) if precision == "auto" else precision,
             inference.memory_format,
             device.type,
-            library_versions(),
-            "" if self.tag is None else f"tag {self.tag}",
-        ]
-
-    def _refuse(self, loader: Any, error: NotFingerprintableError) -> None:
-        """Warn once per dataset that its images are not cached."""
-        dataset = getattr(loader, "dataset", loader)
-        if self._refused.get(dataset):
-            return
-        self._refused.set(dataset, True)
-        hint = ". Pass cache_tag=TEXT to cache them all the same, and another text whenever they change"
-        warnings.warn(
-            f"cache: the images of {type(dataset).__name__} are not cached: {error}{hint if error.tag_helps else ''}",
-            UserWarning,
-            stacklevel=2,
         )
+        key = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+        if source is None or len(source.dataset) == 0 or key in self._refused:
+            return None
+        return CacheEntry(self, self.directory / "entries" / key, extractor, source, inference)
+
+    def refuse(self, loader: Any, error: NotFingerprintableError, key: str = "") -> None:
+        """Warn that a loader's images are not cached, once for each reason, and remember the key of their entry."""
+        kind = type(getattr(loader, "dataset", loader)).__name__
+        text = f"cache: the images of {kind} are not cached: {error}"
+        if error.tag_helps:
+            text += ". Pass cache_tag=TEXT to cache them all the same, and another text whenever they change"
+        if text not in self._refused:
+            warnings.warn(text, UserWarning, stacklevel=2)
+        self._refused |= {text, key}
 
     def entries(self) -> list[CacheEntry]:
         """Return all entries, without network and loader, to be listed or removed."""
         folders = sorted((self.directory / "entries").glob("*"))
-        return [
-            CacheEntry(self, folder, None, None, None)
-            for folder in folders
-            if folder.is_dir() and not folder.is_symlink()
-        ]
+        return [CacheEntry(self, folder) for folder in folders if folder.is_dir() and not folder.is_symlink()]
 
 
 def open_cache(directory: str | os.PathLike[str]) -> FeatureCache:
-    """Return an existing feature cache.
-
-    Raises:
-        CacheError: There is none, or it is another version's.
-    """
+    """Return an existing feature cache; raise CacheError if there is none, or another version's."""
     _open(Path(directory).expanduser().absolute(), create=False)
     return FeatureCache(directory)
 
@@ -256,35 +172,21 @@ def open_cache(directory: str | os.PathLike[str]) -> FeatureCache:
 class CacheEntry:
     """Cached features of one dataset under one network.
 
-    Args:
-        cache: The cache.
-        folder: Directory of the entry.
-        extractor: Feature extractor of the network.
-        source: The dataset.
-        inference: Inference settings.
+    :attr:`about` describes it; it is empty before the first shard is written.
     """
 
     def __init__(
         self,
         cache: FeatureCache,
         folder: Path,
-        extractor: FeatureExtractor | None,
-        source: IndexedLoader | None,
-        inference: InferenceSettings | None,
+        extractor: Any = None,
+        source: Any = None,
+        inference: Any = None,
     ) -> None:
         self.folder = folder
-        self._cache = cache
-        self._work: Any = (extractor, source, inference)
-        self._head: LinearHead | None = None
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Description of the entry (empty before it is complete)."""
-        try:
-            found = json.loads(_read_text(self.folder / "about.json"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) and all(type(found.get(k)) is int for k in ("D", "N")) else {}
+        self._cache, self._extractor, self._source, self._inference = cache, extractor, source, inference
+        tensors, self.about = _load(self.folder / "head.safetensors") or ({}, {})
+        self._head: Any = LinearHead(**tensors) if tensors else None
 
     def fill(
         self, perturbations: Sequence[Perturbation], progress: bool | None = None, description: str = ""
@@ -298,208 +200,125 @@ class CacheEntry:
             CacheError: A file cannot be written, or the disk is full; shards written before are kept.
             NotFiniteError: NaN or infinity; names the images by their place in the dataset and, if known, file.
         """
-        _, source, _ = self._work
-        count = len(source.dataset)
         parts: dict[str, Perturbation | None] = {PLAIN: None, **{part_name(p): p for p in perturbations}}
-        begun = bool(self.about) and self._load_head() is not None
-        missing: dict[int, tuple[str, ...]] = {}
-        for number in range(-(-count // SHARD)):
-            rows = len(self._rows(number))
-            lacks = tuple(part for part in parts if not (begun and self._is_whole(part, number, rows)))
-            if lacks:
-                missing[number] = lacks
+        missing: dict[tuple[str, ...], list[int]] = {}
+        for number in range(-(-len(self._source.dataset) // self._shard)):
+            lacks = tuple(part for part in parts if self._head is None or not self._is_whole(part, number))
+            missing.setdefault(lacks, []).append(number)
+        missing.pop((), None)
         if not missing:
             return True
-        self._remove_abandoned()
-        total = sum(len(self._rows(number)) for number in missing)
+        total = sum(len(self._rows(number)) for numbers in missing.values() for number in numbers)
         try:
             with tqdm(total=total, desc=description, unit="image", disable=is_hidden(progress)) as bar:
-                for lacks in dict.fromkeys(missing.values()):
-                    numbers = [number for number, others in missing.items() if others == lacks]
+                for lacks, numbers in missing.items():
                     wanted = tuple(p for part, p in parts.items() if p is not None and part in lacks)
-                    self._extract(numbers, wanted, lacks, not begun, bar.update)
-                    begun = True
+                    self._extract(numbers, wanted, lacks, bar)
         except NotFingerprintableError as error:
-            self._cache._refuse(source, error)
+            self._cache.refuse(self._source, error, self.folder.name)
             return False
         return True
 
+    @property
+    def _shard(self) -> int:
+        size = self._source.batch_size
+        return int(self.about.get("shard", max(1, SHARD // size) * size))
+
+    def _rows(self, number: int) -> range:
+        return range(number * self._shard, min((number + 1) * self._shard, len(self._source.dataset)))
+
     def _extract(
-        self,
-        numbers: list[int],
-        perturbations: tuple[Perturbation, ...],
-        lacks: tuple[str, ...],
-        first: bool,
-        advance: Callable[[int], Any],
+        self, numbers: list[int], perturbations: tuple[Perturbation, ...], lacks: tuple[str, ...], bar: Any
     ) -> None:
         """Run the network over the images of some shards and write the missing parts."""
-        extractor, source, inference = self._work
-        indices = [index for number in numbers for index in self._rows(number)]
-        size = source.batch_size
-        batches = tuple(tuple(indices[start : start + size]) for start in range(0, len(indices), size))
-        checked = indices[:2] if first and self._cache.tag is None else []
-        work = IndexedPass(
-            batches, perturbations, inference, PLAIN in lacks, min(len(checked), len(batches[0]))
-        )
-        waiting: list[dict[str, Shard]] = []
-        left = iter(numbers)
-        number: int | None = next(left)
-        reduce = _ToShards(lacks, perturbations)
-        for info, shards in run_pass(extractor, source, work, reduce):
-            if first:
-                self._begin(info, checked[: work.digested])
-                first = False
-            waiting.append(shards)
-            advance(_length(shards))
-            while number is not None and sum(map(_length, waiting)) >= (rows := len(self._rows(number))):
-                joined = _join(waiting)
-                waiting = [{part: _cut(shard, rows, None) for part, shard in joined.items()}]
-                for part, shard in joined.items():
-                    self._write(f"{part}-{number:06d}", _cut(shard, 0, rows))
-                number = next(left, None)
+        size = self._source.batch_size
+        batches = {
+            number: [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
+            for number, rows in ((number, self._rows(number)) for number in numbers)
+        }
+        every = [batch for several in batches.values() for batch in several]
+        reduce = functools.partial(_rows_of, lacks, perturbations)
+        results = run_pass(self._extractor, self._source, every, perturbations, self._inference, reduce)
+        for number, several in batches.items():
+            found = []
+            for indices in several:
+                info, rows = next(results)
+                if self._head is None:
+                    self._begin(info, indices)
+                found.append(rows)
+                bar.update(len(indices))
+            for part in lacks:
+                shard = {name: torch.cat([rows[part][name] for rows in found]) for name in found[0][part]}
+                _write(self._path(part, number), shard)
 
-    def _begin(self, info: PassInfo, checked: list[int]) -> None:
-        """Write head and description, unless network or images turn out to be random.
-
-        Raises:
-            NotFingerprintableError: They are.
-        """
-        extractor, source, _ = self._work
-        if info.uncacheable or info.head is None:
+    def _begin(self, info: PassInfo, indices: Sequence[int]) -> None:
+        """Write head and description, or raise NotFingerprintableError if network or images are random."""
+        if info.uncacheable:
             raise NotFingerprintableError(info.uncacheable, tag_helps=False)
-        if checked:
-            with restored_random_state():
-                seed_everything(1 + checked[0])
+        dataset = self._source.dataset
+        if self._cache.tag is None:
+            with restored_random_state(seed=1 + indices[0]):
                 before = random_state()
-                again = source.read(checked)
-                drawn = random_state() != before
-            if drawn or digest_of_images(again) != info.images_digest:
-                raise NotFingerprintableError("its images are random: reading one twice gives two")
-        self._head = info.head
-        self._write("head", {"weight": info.head.weight, "bias": info.head.bias})
+                again = self._source.read(indices[:2])
+                if random_state() != before or not torch.equal(again, info.images):
+                    raise NotFingerprintableError("its images are random: reading one twice gives two")
         about = {
-            "N": len(source.dataset),
-            "D": info.size,
-            "C": len(info.head.bias),
-            "network": type(unwrap(extractor.network)).__name__,
-            "dataset": type(source.dataset).__name__,
-            "root": str(getattr(source.dataset, "root", getattr(source.dataset, "data_dir", ""))),
+            "N": len(dataset),
+            "shard": self._shard,
+            "network": type(unwrap(self._extractor.network)).__name__,
+            "dataset": type(dataset).__name__,
+            "root": str(getattr(dataset, "root", getattr(dataset, "data_dir", ""))),
             "created": datetime.datetime.now().isoformat(" ", "seconds"),
         }
-        _write_bytes(self.folder / "about.json", json.dumps(about, indent=1).encode())
+        _write(self.folder / "head.safetensors", info.head._asdict(), about)
+        self._head, self.about = info.head, about
 
     def features(
         self, indices: Sequence[int], perturbations: Sequence[Perturbation] = ()
     ) -> tuple[Features, np.ndarray]:
         """Return features, on the network's device, and labels of images that are in the cache."""
-        extractor, _, _ = self._work
-        device = device_of(unwrap(extractor.network))
+        device = device_of(unwrap(self._extractor.network))
         rows = torch.as_tensor(indices)
         plain = self._gather(PLAIN, rows)
-        head = self._load_head()
-        if head is None:
-            raise CacheError(f"cache: {self.folder} was removed while it was in use; run again")
         perturbed = {p: self._gather(part_name(p), rows)["activation"].to(device) for p in perturbations}
-        return (
-            Features(
-                plain["logits"].to(device),
-                plain["prediction"].to(device),
-                plain["activation"].to(device),
-                perturbed,
-                head.to(device),
-            ),
-            plain["label"].numpy(),
-        )
-
-    def _load_head(self) -> LinearHead | None:
-        if self._head is None and self._is_whole("head", None, None):
-            tensors = self._read("head")
-            self._head = LinearHead(tensors["weight"], tensors["bias"])
-        return self._head
+        labels = plain.pop("label").numpy()
+        moved = {name: tensor.to(device) for name, tensor in plain.items()}
+        return Features(**moved, perturbed=perturbed, head=self._head.to(device)), labels
 
     def _gather(self, part: str, rows: Tensor) -> Shard:
-        shards = rows // SHARD
-        numbers = shards.unique().tolist()
-        first = self._read(f"{part}-{numbers[0]:06d}")
-        if len(numbers) == 1:
-            return {name: tensor[rows - SHARD * numbers[0]] for name, tensor in first.items()}
-        found = {name: tensor.new_empty(len(rows), *tensor.shape[1:]) for name, tensor in first.items()}
-        for number in numbers:
-            here = shards == number
-            for name, tensor in self._read(f"{part}-{number:06d}").items():
-                found[name][here] = tensor[rows[here] - SHARD * number]
+        numbers = rows // self._shard
+        found: Shard = {}
+        for number in numbers.unique().tolist():
+            here = numbers == number
+            loaded = _load(self._path(part, number))
+            if loaded is None:
+                raise CacheError(f"cache: {self._path(part, number)} cannot be read any more; run again")
+            for name, tensor in loaded[0].items():
+                whole = found.setdefault(name, tensor.new_empty(len(rows), *tensor.shape[1:]))
+                whole[here] = tensor[rows[here] - self._shard * number]
         return found
 
-    def _rows(self, number: int) -> range:
-        return range(number * SHARD, min((number + 1) * SHARD, len(self._work[1].dataset)))
+    def _is_whole(self, part: str, number: int) -> bool:
+        loaded = _load(self._path(part, number))
+        rows = len(self._rows(number))
+        return loaded is not None and all(len(tensor) == rows for tensor in loaded[0].values())
 
-    # Files.
-
-    def _is_whole(self, part: str, number: int | None, rows: int | None) -> bool:
-        name = part if number is None else f"{part}-{number:06d}"
-        path = self.folder / f"{name}.safetensors"
-        try:
-            if not path.is_file():  # reading a pipe would block
-                return False
-            state = path.stat()
-        except OSError:
-            return False
-        return _is_intact(str(path), f"{self.folder.name} {name}", state.st_size, state.st_mtime_ns, rows)
-
-    def _read(self, name: str) -> Shard:
-        path = self.folder / f"{name}.safetensors"
-        try:
-            state = path.stat()
-            return _mapped(str(path), state.st_size, state.st_mtime_ns)
-        except (OSError, SafetensorError) as error:
-            raise CacheError(f"cache: {path} cannot be read any more: {error}") from error
-
-    def _write(self, name: str, shard: Mapping[str, Tensor]) -> None:
-        tensors = {key: tensor.contiguous() for key, tensor in shard.items()}
-        checksum = _checksum(tensors, f"{self.folder.name} {name}")
-        _write_bytes(self.folder / f"{name}.safetensors", save(tensors, {"checksum": checksum}))
-
-    def _remove_abandoned(self) -> None:
-        """Remove temporary files that killed runs left behind."""
-        for path in self.folder.glob(".*.tmp"):
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _ABANDONED:
-                    path.unlink()
+    def _path(self, part: str, number: int) -> Path:
+        return self.folder / f"{part}-{self._shard}-{number:06d}.safetensors"
 
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(path.stat().st_size for path in self._files())
-
-    def parts(self) -> dict[str, int]:
-        """Return the number of images in each part, up to whole shards."""
-        counts: dict[str, int] = {}
-        for path in self._files():
-            part, dash, _ = path.stem.rpartition("-")
-            if dash and path.suffix == ".safetensors":
-                counts[part] = counts.get(part, 0) + SHARD
-        return counts
+        return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def remove(self) -> None:
-        """Remove the entry, and leave alone whatever else is in its directory.
-
-        Raises:
-            CacheError: A file cannot be removed.
-        """
+        """Remove the entry."""
         try:
-            for path in self._files():
-                path.unlink(missing_ok=True)
+            shutil.rmtree(self.folder)
         except OSError as error:
             raise CacheError(
                 f"cache: {error.filename} cannot be removed: {error.strerror or error}"
             ) from error
-        with suppress(OSError):
-            self.folder.rmdir()
-
-    def _files(self) -> list[Path]:
-        patterns = ("*.safetensors", ".*.tmp", "about.json")
-        found = [path for pattern in patterns for path in self.folder.glob(pattern)]
-        return [path for path in found if path.is_file()]
 
 
 def part_name(perturbation: Perturbation) -> str:
@@ -511,87 +330,50 @@ def part_name(perturbation: Perturbation) -> str:
 
 def readable(size: float) -> str:
     """Return a number of bytes with its unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
+    return f"{tqdm.format_sizeof(size)}B"
 
 
-@dataclass
-class _ToShards:
-    """Turns the features of a batch into rows of the shards of some parts."""
-
-    parts: tuple[str, ...]
-    perturbations: tuple[Perturbation, ...]
-
-    def __call__(self, features: Features, labels: np.ndarray) -> dict[str, Shard]:
-        found: dict[str, Shard] = {
-            part_name(p): {"activation": features.perturbed[p].cpu()} for p in self.perturbations
-        }
-        if PLAIN in self.parts:
-            found[PLAIN] = {
-                "activation": features.activation.cpu(),
-                "logits": features.logits.cpu(),
-                "prediction": features.prediction.cpu(),
-                "label": torch.from_numpy(labels.astype(np.int64)),
-            }
-        return {part: found[part] for part in self.parts}
-
-
-def _length(parts: Mapping[str, Shard]) -> int:
-    return len(next(iter(parts.values()))["activation"])
-
-
-def _cut(shard: Shard, start: int, stop: int | None) -> Shard:
-    return {name: tensor[start:stop] for name, tensor in shard.items()}
-
-
-def _join(waiting: list[dict[str, Shard]]) -> dict[str, Shard]:
-    return {
-        part: {name: torch.cat([parts[part][name] for parts in waiting]) for name in shard}
-        for part, shard in waiting[0].items()
+def _rows_of(
+    parts: tuple[str, ...], perturbations: tuple[Perturbation, ...], features: Features, labels: np.ndarray
+) -> dict[str, Shard]:
+    """Return the rows of some parts for a batch."""
+    plain = {
+        "activation": features.activation.cpu(),
+        "logits": features.logits.cpu(),
+        "prediction": features.prediction.cpu(),
+        "label": torch.from_numpy(labels.astype(np.int64)),
     }
+    moved = {part_name(p): {"activation": features.perturbed[p].cpu()} for p in perturbations}
+    return {part: plain if part == PLAIN else moved[part] for part in parts}
 
 
-_FORMER = "openood_adascale_store.json"
+# Files.
 
 
 def _open(directory: Path, create: bool) -> None:
+    """Make an empty or new directory a cache, if asked for, and check that it is one."""
     marker = directory / MARKER
-    allowed = "expected a feature cache" + (", or an empty or new directory" if create else "")
-    if not marker.exists():
-        if (directory / _FORMER).exists():
-            raise CacheError(
-                f"cache_dir: {directory} is a store of an earlier version of this package; it is left as it is: choose "
-                "another directory, and the features are extracted again"
-            )
-        if directory.exists() and not directory.is_dir():
-            raise CacheError(f"cache_dir: {directory} is not a directory; {allowed}")
-        occupied = directory.exists() and any(
-            MARKER not in path.name and not path.name.endswith(".tmp") and path.name != "lost+found"
-            for path in directory.iterdir()
-        )
-        if create and not occupied:
-            _write_bytes(marker, json.dumps({"format": FORMAT}).encode())
-        elif not marker.exists():  # else another process has just made it one
-            state = "is not empty and not a feature cache" if directory.exists() else "does not exist"
-            raise CacheError(f"cache_dir: {directory} {state}; {allowed}")
     try:
-        found = json.loads(_read_text(marker))["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CacheError(f"cache_dir: {marker} cannot be read ({error}); {allowed}") from error
-    if found != FORMAT:
-        raise CacheError(
-            f"cache_dir: {directory} has format {found!r} of another version of this package; expected {FORMAT}. It is "
-            "left as it is: choose another directory"
+        # Another process may be making it one.
+        empty = not directory.exists() or all(
+            path.name == "lost+found" or path.suffix == ".tmp" for path in directory.iterdir()
         )
+        if create and empty:
+            _write_bytes(marker, json.dumps({"format": FORMAT}).encode())
+        if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == {"format": FORMAT}:
+            return
+    except (OSError, ValueError, RecursionError):
+        pass
+    raise CacheError(
+        f"cache_dir: {directory} is not a feature cache of this version of the package (format {FORMAT}), and is left as it "
+        "is; expected one, or a new or empty directory, for which the features are extracted again"
+    )
 
 
-def _read_text(path: Path) -> str:
-    if not path.is_file():  # reading a pipe would block
-        raise OSError(f"{path} is not a file")
-    return path.read_text(encoding="utf-8")
+def _write(path: Path, shard: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in shard.items()}
+    text = json.dumps(about or {})
+    _write_bytes(path, save(tensors, {"about": text, "checksum": _checksum(path, tensors, text)}))
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
@@ -600,39 +382,41 @@ def _write_bytes(path: Path, content: bytes) -> None:
         with replacing(path) as beside:
             beside.write_bytes(content)
     except OSError as error:
-        free = ""
-        with suppress(OSError):
-            free = f"; {readable(shutil.disk_usage(path.parent).free)} free there"
         raise CacheError(
-            f"cache: {path} cannot be written: {error.strerror or error}{free}. Finished shards are kept, and a rerun "
-            "continues from them"
+            f"cache: {path} cannot be written: {error.strerror or error}. Finished shards are kept, and a rerun continues "
+            "from them"
         ) from error
 
 
-def _checksum(tensors: Mapping[str, Tensor], place: str) -> str:
-    digest = hashlib.blake2b(place.encode(), digest_size=16)
+def _load(path: Path) -> tuple[Shard, dict[str, Any]] | None:
+    """Return a file's tensors, mapped into memory, and its description (None if it is missing or damaged)."""
+    try:
+        if not path.is_file():  # reading a pipe would block
+            return None
+        state = path.stat()
+        return _load_version(path, state.st_size, state.st_mtime_ns)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=8192)
+def _load_version(path: Path, size: int, changed: int) -> tuple[Shard, dict[str, Any]] | None:
+    """Load a file and compare it with its checksum, once as long as it does not change."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            metadata = file.metadata() or {}
+        if metadata["checksum"] != _checksum(path, tensors, metadata["about"]):
+            return None
+        return tensors, json.loads(metadata["about"])
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError):
+        return None
+
+
+def _checksum(path: Path, tensors: Mapping[str, Tensor], about: str) -> str:
+    digest = hashlib.blake2b(f"{path.parent.name} {path.stem} {about}".encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-@lru_cache(maxsize=65536)
-def _is_intact(path: str, place: str, size: int, changed: int, rows: int | None) -> bool:
-    """Compare a file with its checksum, once as long as it does not change."""
-    try:
-        with safe_open(path, "pt") as file:
-            said = (file.metadata() or {}).get("checksum")
-        tensors = _mapped(path, size, changed)
-        whole = rows is None or all(len(tensor) == rows for tensor in tensors.values())
-        return whole and said == _checksum(tensors, place)
-    except (OSError, SafetensorError, ValueError, RuntimeError):
-        return False
-
-
-@lru_cache(maxsize=1024)
-def _mapped(path: str, size: int, changed: int) -> Shard:
-    """Return a file's tensors, mapped into memory, in its present state."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +14,13 @@ from tqdm.auto import tqdm
 
 from ..errors import NotFiniteError
 from ..parallel import CHOSEN, POOL_VARIABLE, current_pool
-from .cache import cached_features
-from .extractor import FeatureExtractor, Features, InferenceSettings
+from .cache import current_cache
+from .extractor import FeatureExtractor, InferenceSettings
 from .head import LinearHead
-from .indexed import IndexedLoader, IndexedPass, loader_batches, run_pass
+from .indexed import IndexedLoader, loader_batches, run_pass
 from .loading import file_names, is_hidden, progress_over, unpack
-from .modes import device_of, unwrap
-from .statistics import FeatureRequest, FeatureStatistics
+from .network import device_of, unwrap
+from .statistics import FeatureRequest, Features, FeatureStatistics
 
 NO_IMAGES = "loader: it yields no images; expected at least one batch"
 
@@ -42,7 +43,7 @@ def iterate_statistics(
 ) -> Iterator[LabelledStatistics]:
     """Yield the feature statistics and labels of each batch of a loader, on the network's device.
 
-    The features come from the feature cache in use, if any; what it lacks is extracted and added.
+    The features come from the feature cache in use, if any; missing ones are extracted and added.
 
     Args:
         extractor: Feature extractor of the network.
@@ -58,15 +59,26 @@ def iterate_statistics(
         NotFiniteError: NaN or infinity; names the images by their place in the loader and, if known, file.
         CacheError: The cache in use cannot be read or written.
     """
-    cached = cached_features(extractor, loader, request.perturbations, inference, progress, description)
-    if cached is not None:
-        for features, labels in cached:
+    cache = current_cache()
+    entry = None if cache is None else cache.entry(extractor, loader, inference)
+    if entry is not None and entry.fill(request.perturbations, progress, description):
+        for indices in loader_batches(loader):
+            features, labels = entry.features(indices, request.perturbations)
             with torch.no_grad():
-                yield LabelledStatistics(FeatureStatistics.from_features(*features, request), labels)
+                yield LabelledStatistics(FeatureStatistics.from_features(features, request), labels)
         return
-    pooled = (CHOSEN.get(None) is not None or POOL_VARIABLE in os.environ) and current_pool().workers > 1
-    if pooled and (source := IndexedLoader.of(loader)) is not None:
-        yield from _pooled_statistics(extractor, loader, source, request, inference, progress, description)
+    pooled = CHOSEN.get(None) is not None or POOL_VARIABLE in os.environ
+    if pooled and current_pool().workers > 1 and (source := IndexedLoader.of(loader)) is not None:
+        batches = loader_batches(loader)
+        if not batches:
+            raise ValueError(NO_IMAGES)
+        reduce = functools.partial(_to_statistics, request)
+        found = run_pass(extractor, source, batches, request.perturbations, inference, reduce)
+        device, total = device_of(unwrap(extractor.network)), sum(map(len, batches))
+        with tqdm(total=total, desc=description, unit="image", disable=is_hidden(progress)) as bar:
+            for info, (statistics, labels) in found:
+                yield LabelledStatistics(replace(statistics, head=info.head).to(device), labels)
+                bar.update(len(labels))
         return
     seen = 0
     for batch in progress_over(loader, progress, description):
@@ -76,47 +88,19 @@ def iterate_statistics(
         try:
             statistics = extractor.statistics(images, request, inference)
         except NotFiniteError as error:
-            places = list(range(seen, seen + len(images)))
-            raise error.located(places, file_names(batch)) from None
+            raise error.located(list(range(seen, seen + len(images))), file_names(batch)) from None
         yield LabelledStatistics(statistics, labels)
         seen += len(images)
     if not seen:
         raise ValueError(NO_IMAGES)
 
 
-def _pooled_statistics(
-    extractor: FeatureExtractor,
-    loader: Any,
-    source: IndexedLoader,
-    request: FeatureRequest,
-    inference: InferenceSettings,
-    progress: bool | None,
-    description: str,
-) -> Iterator[LabelledStatistics]:
-    """Yield statistics that the workers of the pool in use compute."""
-    batches = loader_batches(loader)
-    if not batches:
-        raise ValueError(NO_IMAGES)
-    work = IndexedPass(tuple(batches), request.perturbations, inference)
-    device = device_of(unwrap(extractor.network))
-    total = sum(map(len, batches))
-    with tqdm(total=total, desc=description, unit="image", disable=is_hidden(progress)) as bar:
-        for info, (statistics, labels) in run_pass(extractor, source, work, ToStatistics(request)):
-            yield LabelledStatistics(replace(statistics, head=info.head).to(device), labels)
-            bar.update(len(labels))
-
-
-@dataclass
-class ToStatistics:
-    """Turns the features of a batch into feature statistics in main memory, without the head."""
-
-    request: FeatureRequest
-
-    def __call__(self, features: Features, labels: np.ndarray) -> tuple[FeatureStatistics, np.ndarray]:
-        """Return the statistics and the labels."""
-        with torch.no_grad():
-            statistics = FeatureStatistics.from_features(*features, self.request).cpu()
-        return replace(statistics, head=LinearHead(torch.empty(0), torch.empty(0))), labels
+def _to_statistics(
+    request: FeatureRequest, features: Features, labels: np.ndarray
+) -> tuple[FeatureStatistics, np.ndarray]:
+    with torch.no_grad():
+        statistics = FeatureStatistics.from_features(features, request).cpu()
+    return replace(statistics, head=LinearHead(torch.empty(0), torch.empty(0))), labels  # sent once
 
 
 def collect_statistics(

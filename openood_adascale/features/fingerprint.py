@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import builtins
-import enum
-import functools
 import hashlib
 import inspect
 import os
+import pickle
 import re
 import sys
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,17 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import data
 
-from .border import state_with_offloaded
-from .modes import evaluating, original
+from .network import evaluating, original, state_with_offloaded
 
 
 class NotFingerprintableError(ValueError):
-    """An input without a representation that another process could compare.
-
-    Args:
-        reason: The input, and why.
-        tag_helps: False if no text of the user can stand in for it.
-    """
+    """An input without a representation that another process could compare; a tag of the user's may stand in for it."""
 
     def __init__(self, reason: str, tag_helps: bool = True) -> None:
         super().__init__(reason)
@@ -40,25 +32,18 @@ class NotFingerprintableError(ValueError):
 
 
 def weights_fingerprint(network: nn.Module, without: Collection[str] = ()) -> dict[str, str]:
-    """Return a digest of name, shape, dtype and bytes for each tensor of the state dict, in eval mode.
+    """Return a digest of shape, dtype and bytes for each tensor of the state dict by its name, in eval mode.
 
     Args:
         network: The network, wrapped, compiled or not.
         without: Names of buffers to leave out, since a forward pass changes them.
     """
     network = original(network)
-    found: dict[str, str] = {}
     with evaluating(network):  # eval mode may merge weights
         tensors = state_with_offloaded(network)
         for name, buffer in network.named_buffers():  # non-persistent ones
             tensors.setdefault(name, buffer)
-        for name, value in tensors.items():
-            if name not in without:
-                digest = hashlib.blake2b(digest_size=8)
-                for part in _described_tensors(value):
-                    digest.update(part)
-                found[name] = digest.hexdigest()
-    return found
+        return {name: _describe(value, "") for name, value in tensors.items() if name not in without}
 
 
 def first_difference(saved: Mapping[str, str], present: Mapping[str, str]) -> str | None:
@@ -73,45 +58,18 @@ def first_difference(saved: Mapping[str, str], present: Mapping[str, str]) -> st
     return None
 
 
-def _described_tensors(value: Any) -> Iterator[bytes | memoryview]:
-    if isinstance(value, Tensor):
-        yield f"{value.dtype} {tuple(value.shape)} {value.layout}".encode()
-        try:
-            for part in _dense_parts(value.detach()):
-                yield part.cpu().contiguous().flatten().view(torch.uint8).numpy().data
-        except (RuntimeError, NotImplementedError):  # meta or nested tensors: shape and dtype alone
-            return
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            yield str(key).encode()
-            yield from _described_tensors(value[key])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _described_tensors(item)
-    elif value is None or isinstance(value, bool | int | float | str | bytes):
-        yield repr(value).encode()
-    else:  # packed weights of quantised layers, say
-        yield type(value).__qualname__.encode()
-        state = getattr(value, "__getstate__", None)
-        if callable(state) and not isinstance(inner := state(), type(value)):
-            yield from _described_tensors(inner)
-
-
-def _dense_parts(value: Tensor) -> list[Tensor]:
-    if value.layout == torch.strided:
-        return [value.dequantize() if value.is_quantized else value.resolve_conj().resolve_neg()]
-    if value.layout == torch.sparse_coo:
-        value = value.coalesce()
-        return [value.indices(), value.values()]
-    return [value.to_dense()]
+def _describe_tensor(value: Tensor) -> str:
+    text = f"{value.dtype} {tuple(value.shape)} {value.layout}"
+    value = value.detach().dequantize() if value.is_quantized else value.detach()
+    value = value if value.layout == torch.strided else value.to_dense()
+    if value.is_meta:
+        return text
+    value = value.resolve_conj().resolve_neg().cpu().contiguous()
+    return f"{text} {_hash(value.flatten().view(torch.uint8).numpy().data)}"
 
 
 def network_key(network: nn.Module, tag: str | None) -> str:
-    """Return a digest of weights, ``repr`` and the source of classes outside installed libraries.
-
-    Raises:
-        NotFingerprintableError: A class has no source, and there is no ``tag``.
-    """
+    """Return a digest of weights, ``repr`` and the source of classes outside installed libraries."""
     network = original(network)
     kinds = dict.fromkeys(type(module) for module in network.modules())
     sources = [_source(kind, tag) for kind in kinds]
@@ -125,9 +83,9 @@ def network_key(network: nn.Module, tag: str | None) -> str:
 def dataset_key(loader: Any, tag: str | None) -> str:
     """Return a digest of a loader's images; order and batch size do not matter.
 
-    Supported are PyTorch's ``DataLoader`` with the default ``collate_fn`` over OpenOOD's image lists, torchvision's image
-    folders and in-memory datasets, this package's datasets, ``TensorDataset``, ``Subset`` and ``ConcatDataset`` of these,
-    Hugging Face datasets, and any dataset with an attribute ``cache_key``.
+    Supported are PyTorch's ``DataLoader`` over OpenOOD's image lists, torchvision's image folders and in-memory datasets,
+    this package's datasets, ``TensorDataset``, ``Subset`` and ``ConcatDataset`` of these, Hugging Face datasets, and any
+    dataset with an attribute ``cache_key``.
 
     Args:
         loader: The loader.
@@ -142,19 +100,18 @@ def dataset_key(loader: Any, tag: str | None) -> str:
     if isinstance(dataset, data.IterableDataset) or not hasattr(dataset, "__len__"):
         raise NotFingerprintableError(f"a {type(dataset).__name__} cannot be indexed", tag_helps=False)
     text = _describe_dataset(dataset, tag)
-    if loader.collate_fn is not data.default_collate:
-        text += _describe(loader.collate_fn, tag)
-    if loader.worker_init_fn is not None:
-        text += _describe(loader.worker_init_fn, tag)
+    for part in (loader.collate_fn, loader.worker_init_fn):
+        if part not in (None, data.default_collate):
+            text += _describe(part, tag)
     return _digest(text)
 
 
 def _describe_dataset(dataset: Any, tag: str | None) -> str:
-    name = qualified_name(type(dataset))
+    name = _name(type(dataset))
     if (own := getattr(dataset, "cache_key", None)) is not None:
         return f"{name} {len(dataset)} {own!r}"
     if type(dataset) is data.TensorDataset:
-        return name + _describe(list(dataset.tensors), tag)
+        return name + _describe(dataset.tensors, tag)
     if type(dataset) is data.Subset:
         return f"{name} {_describe_dataset(dataset.dataset, tag)} {_describe(list(dataset.indices), tag)}"
     if type(dataset) is data.ConcatDataset:
@@ -167,7 +124,7 @@ def _describe_dataset(dataset: Any, tag: str | None) -> str:
         relative = "" if all(map(os.path.isabs, paths)) else os.getcwd()
         return f"{name} {_describe(vars(dataset), tag)} {relative} {_describe(_file_states(paths), tag)}"
     if tag is not None or (name.startswith("torchvision.datasets.") and hasattr(dataset, "data")):
-        return f"{name} {len(dataset)} {_describe(_state(dataset) or {}, tag)}"
+        return f"{name} {len(dataset)} {_describe(getattr(dataset, '__dict__', {}), tag)}"
     raise NotFingerprintableError(f"{name} is not a known dataset and has no attribute cache_key")
 
 
@@ -178,8 +135,7 @@ def _files(name: str, dataset: Any) -> list[str] | None:
     if name in ("torchvision.datasets.folder.ImageFolder", "torchvision.datasets.folder.DatasetFolder"):
         return [path for path, _ in dataset.samples]
     if name.startswith("openood_adascale."):
-        files = getattr(dataset, "files", dataset)
-        return list(files.paths)
+        return list(getattr(dataset, "files", dataset).paths)
     return None
 
 
@@ -189,139 +145,94 @@ def _file_states(paths: Iterable[str]) -> np.ndarray:
     return np.array(states, dtype=np.int64).reshape(-1, 2)
 
 
-# Anything else: transforms and attributes.
-
-_TRUSTED = ("openood", "openood_adascale")
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, range)
+# Transforms and attributes of datasets.
 
 
-def _describe(value: Any, tag: str | None, seen: frozenset[int] = frozenset()) -> str:
-    """Return a representation of ``value`` that is the same in another process.
+class _Describer(pickle.Pickler):
+    """Hashes an object as pickle would write it.
 
-    Raises:
-        NotFingerprintableError: There is none, and no ``tag``.
+    Objects of installed libraries are described by their state. An instance of a user's class is described by its repr and
+    its source. Other objects of a user's, such as functions, have no comparable representation: ``tag`` stands in for them.
     """
-    if isinstance(value, _PLAIN):
-        return f"{value!r};"
-    if isinstance(value, Tensor | np.ndarray):
-        if isinstance(value, np.ndarray) and value.dtype.hasobject:
-            return _describe(value.tolist(), tag, seen)
-        array = np.ascontiguousarray(value.detach().cpu().contiguous().view(torch.uint8).numpy()
-                                     if isinstance(value, Tensor) and value.numel() else np.asarray(value))  # fmt: skip
-        shape = (str(value.dtype), tuple(value.shape))
-        return f"{shape} {hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()};"
-    if id(value) in seen:
-        return "…;"
-    seen |= {id(value)}
-    if isinstance(value, list | tuple):
-        return f"{type(value).__name__}({''.join(_describe(item, tag, seen) for item in value)})"
-    if isinstance(value, Mapping):
-        items = (f"{_describe(key, tag, seen)}{_describe(item, tag, seen)}" for key, item in value.items())
-        return f"{type(value).__name__}{{{''.join(items)}}}"
-    if isinstance(value, set | frozenset):
-        return f"set({''.join(sorted(_describe(item, tag, seen) for item in value))})"
-    if isinstance(value, enum.Enum | types.ModuleType):
-        return f"{value!r};" if isinstance(value, enum.Enum) else f"{value.__name__};"
-    if isinstance(value, functools.partial):
-        parts = [value.func, value.args, value.keywords, vars(value)]
-        return f"{type(value).__qualname__}({''.join(_describe(part, tag, seen) for part in parts)})"
-    if isinstance(value, types.MethodType):
-        return f"{value.__name__} of {_describe(value.__self__, tag, seen)}"
-    if isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, types.ModuleType | None):
-        return f"{value.__name__} of {_describe(value.__self__, tag, seen)}"
-    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
-        name = f"{value.__module__}.{value.__qualname__}"
-        if not _is_library(value.__module__):
-            return _unstable(f"{value.__qualname__} is a function or class of your own", tag, name)
-        if "<" in value.__qualname__:  # a lambda or closure, many of which share the name
-            return _unstable(f"{name} is a lambda or a local function", tag, name)
-        return f"{name};"
-    return _describe_object(value, tag, seen)
+
+    def __init__(self, tag: str | None) -> None:
+        self.digest = hashlib.blake2b(digest_size=16)
+        super().__init__(self, protocol=5)
+        self.fast = True  # else the result depends on which equal objects are one
+        self._tag = tag
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return len(content)
+
+    def reducer_override(self, value: Any) -> Any:
+        kind = type(value)
+        if isinstance(value, Tensor):
+            return str, (_describe_tensor(value),)
+        if isinstance(value, type | types.FunctionType):
+            if not _is_library(value.__module__):
+                return self._unstable(f"{value.__qualname__} is a function or class of your own")
+            if "<" in value.__qualname__:  # many lambdas and local functions share the name
+                return self._unstable(f"{value.__module__}.{value.__qualname__} is a lambda or local")
+        elif not _is_library(kind.__module__):
+            text, local = repr(value), "<locals>" in kind.__qualname__ or kind.__module__ == "__main__"
+            if local or " at 0x" in text:
+                return self._unstable(f"{_name(kind)} is local, or its repr differs between processes")
+            return str, (f"{_name(kind)} {text} {_source(kind, self._tag)}",)
+        return NotImplemented
+
+    def _unstable(self, reason: str) -> Any:
+        if self._tag is None:
+            raise NotFingerprintableError(reason)
+        return str, (self._tag,)
 
 
-def _describe_object(value: Any, tag: str | None, seen: frozenset[int]) -> str:
-    kind, text = type(value), repr(value)
-    name = qualified_name(kind)
-    library = _is_library(kind.__module__)
-    state = _state(value)
-    if " at 0x" in text:
-        if not library or state is None:
-            return _unstable(f"the repr of {name} differs between processes", tag, name)
-        text = name
-    if "<locals>" in name or (kind.__module__ == "__main__" and not library):
-        return _unstable(f"{name} is a local class", tag, name)
-    own = "" if library else _source(kind, tag)
-    return f"{name} {text} {own}{_describe(state or {}, tag, seen)}"
-
-
-def _state(value: Any) -> dict[str, Any] | None:
-    """Return the attributes of an object (None if it can have none, as objects of other languages)."""
-    slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
-    if not slots and not hasattr(value, "__dict__"):
-        return None
-    return {
-        **{name: getattr(value, name) for name in slots if hasattr(value, name)},
-        **getattr(value, "__dict__", {}),
-    }
-
-
-def _slots(kind: type) -> tuple[str, ...]:
-    slots = kind.__dict__.get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
-
-
-def _unstable(reason: str, tag: str | None, name: str) -> str:
-    if tag is None:
-        raise NotFingerprintableError(reason)
-    return f"{tag} {name};"
+def _describe(value: Any, tag: str | None) -> str:
+    """Return a digest of ``value`` that is the same in another process."""
+    describer = _Describer(tag)
+    try:
+        describer.dump(value)
+    except NotFingerprintableError:
+        raise
+    except Exception as error:  # an object that pickle cannot write
+        if tag is None:
+            raise NotFingerprintableError(f"{_name(type(value))}: {error}") from error
+        return tag
+    return describer.digest.hexdigest()
 
 
 def _source(kind: type, tag: str | None) -> str:
     """Return the source of a class and its bases, as far as they are outside installed libraries."""
     text = ""
     for base in kind.__mro__:
-        made = base.__module__ == "builtins" and not hasattr(
-            builtins, base.__name__
-        )  # by exec without a module
-        if not made and _is_library(base.__module__) and base.__module__.partition(".")[0] not in _TRUSTED:
+        if _is_library(base.__module__) and base.__module__.partition(".")[0] not in _TRUSTED:
             continue
         try:
             text += inspect.getsource(base)
         except (OSError, TypeError):
-            text += _unstable(f"the class {qualified_name(base)} has no source", tag, qualified_name(base))
+            if tag is None:
+                raise NotFingerprintableError(f"the class {_name(base)} has no source") from None
+            text += f"{tag} {_name(base)};"
     return text
 
 
+_TRUSTED = ("openood", "openood_adascale")
+
+
 def _is_library(module: str | None) -> bool:
+    """Return True for modules of the standard library, of installed packages, and of OpenOOD and this package."""
     top = (module or "").partition(".")[0]
-    if top == "__main__":
-        return False
-    return top in _TRUSTED or top in sys.stdlib_module_names or _is_installed(top)
+    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    return top in _TRUSTED or top in sys.stdlib_module_names or "-packages" in file  # site- or dist-packages
 
 
-def _is_installed(top: str) -> bool:
-    module = sys.modules.get(top)
-    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
-    folder, name = os.path.split(file)
-    return "-packages" in file or _holds_packages(
-        os.path.dirname(folder) if name.startswith("__init__.") else folder
-    )
-
-
-@functools.cache
-def _holds_packages(folder: str) -> bool:
-    """Return True if packages are installed in ``folder``: pip (``--target``, too) and conda put metadata beside them."""
-    try:
-        return bool(folder) and any(name.endswith(".dist-info") for name in os.listdir(folder))
-    except OSError:
-        return False
-
-
-def qualified_name(kind: type) -> str:
-    """Return module and qualified name of a class."""
+def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _hash(content: Any) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    return _hash(text.encode(errors="surrogateescape"))

@@ -6,7 +6,8 @@ import inspect
 import math
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +15,11 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import HeadMismatchError
-from .border import head_weights, quantisation_of
-from .modes import (
-    batch_dependent,
+from .network import (
     frozen,
+    head_weights,
     original,
-    random_state,
+    quantisation_of,
     restored_random_state,
     unwrap,
     version_of,
@@ -38,7 +38,7 @@ class LinearHead(NamedTuple):
         """Return a copy in memory of its own."""
         return LinearHead(self.weight.clone(), self.bias.clone())
 
-    def to(self, device: torch.device) -> LinearHead:
+    def to(self, device: torch.device | str) -> LinearHead:
         """Return the head on ``device``."""
         return LinearHead(self.weight.to(device), self.bias.to(device))
 
@@ -54,6 +54,10 @@ class ModelOutput(NamedTuple):
     """(B, D) input of the head: a, unless the network returns another feature."""
     head_dtype: torch.dtype
     """Dtype of the head's output."""
+
+
+class HeadNotCalledError(RuntimeError):
+    """The layer found as the head was not called."""
 
 
 class SplitNetwork:
@@ -75,37 +79,41 @@ class SplitNetwork:
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:
         self.network = unwrap(network)
-        self.takes_channels_last = True
-        """Support of channels-last images, as far as known."""
+        self.takes_channels_last = True  # as far as known
         self.fitting_batch: dict[bool, int] = {}
-        """Largest batch that fits a GPU's memory, by "with gradient", where a larger one did not."""
-        self._layer: Any
+        """Largest batch that fits a GPU's memory, by "with gradient", after a larger one did not."""
+        self.layer: Any = None
+        """The head's module."""
+        self._call = 0  # the number of its call that gives the logits
+        self._returns_feature = False
         images = images[:2].contiguous()
         before = {name: version_of(buffer) for name, buffer in self.network.named_buffers()}
         with restored_random_state(), frozen(self.network), torch.no_grad():
-            drawn = random_state()
-            self._layer, self._call, logits, activation = self._find_layer(images.clone())
+            logits, activation = self._find_head(images.clone())
             self._returns_feature = self._try_return_feature(images.clone(), logits, activation)
-            draws = random_state() != drawn
             again = logits_of(self.network, call(self.network, images.clone()))
             alone = self._run_alone(images[:1])
-            normalising = batch_dependent(self.network)
         after = {name: version_of(buffer) for name, buffer in self.network.named_buffers()}
         self.volatile_buffers = frozenset(name for name in after if after[name] != before.get(name))
         """Names of buffers that a forward pass changes, for example counters."""
-        self.stochastic = draws or not _nearly_equal(again, logits)
+        self.stochastic = not _close(again, logits)
         """Random outputs even in eval mode."""
         self.needs_two = alone is None
         """True if the network fails on a batch of one image, for example since it squeezes its output."""
-        independent = self.stochastic or alone is None or _nearly_equal(alone, logits[:1])
-        self.batch_dependent = bool(normalising) or not independent
+        norms = (
+            repr(name)
+            for name, module in self.network.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+        )
+        normalising = next(norms, None)
+        depends = alone is not None and not self.stochastic and not _nearly_equal(alone, logits[:1])
+        self.batch_dependent = normalising is not None or depends
         """Outputs that depend on the other images of the batch; such batches are never split."""
         name = type(self.network).__name__
         if self.batch_dependent:
-            who = repr(normalising[0]) if normalising else name
             _warn(
-                f"{who} uses the statistics of the batch even in eval mode, so scores depend on how the loader batches "
-                "the images; batches are not split and nothing is cached"
+                f"{normalising or name} uses the statistics of the batch even in eval mode, so scores depend on how the "
+                "loader batches the images; batches are not split and nothing is cached"
             )
         if self.stochastic:
             _warn(
@@ -116,52 +124,45 @@ class SplitNetwork:
     def _run_alone(self, image: Tensor) -> Tensor | None:
         try:
             return logits_of(self.network, call(self.network, image.clone()))
-        except (TypeError, RuntimeError) as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError):
-                raise
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (TypeError, RuntimeError):
             return None
 
-    def _find_layer(self, images: Tensor) -> tuple[Any, int, Tensor, Tensor]:
+    def _find_head(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Set :attr:`layer` and return the network's logits and the head's input."""
         calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-        thread = threading.get_ident()
 
-        def note(module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
-            given, output = _input_and_output(inputs, rest)
-            mine = threading.get_ident() == thread  # another thread may run the same network
-            if mine and isinstance(given, Tensor) and isinstance(output, Tensor) and output.ndim > 1:
-                calls.append((module, given.detach().clone(), output.detach().clone()))
+        def note(layer: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(given, Tensor) and isinstance(output, Tensor) and output.ndim > 1:
+                calls.append((layer, given.detach().clone(), output.detach().clone()))
 
         layers = [module for module in self.network.modules() if _is_linear(module)]
-        handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
-        try:
+        with _watching(layers, note):
             logits = logits_of(self.network, call(self.network, images))
-        finally:
-            for handle in handles:
-                handle.remove()
         refused: HeadMismatchError | None = None
         for number, (layer, given, output) in reversed(list(enumerate(calls))):
             flat = output.flatten(1)
             if flat.shape != logits.shape or not _close(flat.to(logits.dtype), logits):
                 continue
-            self._layer, self._call = layer, sum(other is layer for other, _, _ in calls[:number])
+            self.layer, self._call = layer, sum(other is layer for other, _, _ in calls[:number])
             given = given.flatten(1)
             try:
                 self.check(ModelOutput(logits, given, given, output.dtype))
             except HeadMismatchError as error:
                 refused = refused or error
-                continue
-            return layer, self._call, logits, given
+            else:
+                return logits, given
         if refused is not None:
             raise refused
         quantised = quantisation_of(self.network)
+        hint = (
+            f" (it has quantised layers, such as {quantised}: leave the last layer out)" if quantised else ""
+        )
         raise ValueError(
             f"network: no linear head found in {type(self.network).__name__}; expected a network whose output is that "
-            f"of a linear layer, but none of the {len(calls)} calls of its {len(layers)} linear layers gives its output"
-            + (
-                f" (it has quantised layers, such as {quantised}: leave the last layer out)"
-                if quantised
-                else ""
-            )
+            f"of a linear layer, but none of the {len(calls)} calls of its {len(layers)} linear layers gives its "
+            f"output{hint}"
         )
 
     def _try_return_feature(self, images: Tensor, logits: Tensor, activation: Tensor) -> bool:
@@ -172,26 +173,21 @@ class SplitNetwork:
             output = self(images)
             self.check(output)
         except Exception:
-            return False  # a wrapper whose backbone lacks the argument, or returns something else
-        if output.activation.shape == activation.shape and not _close(output.activation, output.head_input):
+            return False  # the backbone in a wrapper has no such argument, or returns something else
+        if output.activation.shape != activation.shape or output.logits.shape != logits.shape:
+            return False
+        if not _close(output.activation, output.head_input):
             _warn(
                 f"the feature that {type(self.network).__name__} returns is not the input of its head "
                 f"{self.layer_name!r}; it is used as the activation, as OpenOOD's methods do, and W a + b of it as the "
                 "logits, which differ from the network's own"
             )
-        return (
-            output.activation.shape == activation.shape
-            and output.logits.shape == logits.shape
-            and _close(output.logits, logits)
-        )
+        return _close(output.logits, logits)
 
     def check(self, output: ModelOutput) -> Tensor:
         """Return the logits z = W a + b after comparing the network's logits with W·(head input) + b.
 
         The comparison uses the head's own dtype, so that lower precision allows no deviation beyond its rounding.
-
-        Args:
-            output: Output of one call.
 
         Returns:
             (B, C) z, at least float32.
@@ -199,26 +195,22 @@ class SplitNetwork:
         Raises:
             HeadMismatchError: The logits differ from W a + b by more than rounding.
         """
-        weight, bias = head_weights(self._layer)
-        weight = weight.detach()
+        weight, bias = head_weights(self.layer)
+        weight = weight.detach().flatten(1)
         logits, given = output.logits.detach(), output.head_input.detach()
-        if weight.flatten(1).shape != (logits.shape[1], given.shape[1]):
-            raise self._mismatch(f"its weight has the shape {tuple(weight.shape)}")
+        if weight.shape != (logits.shape[1], given.shape[1]):
+            raise self._mismatch(f"its weight has the shape {tuple(self.layer.weight.shape)}")
         head = _head_of(weight, bias)
         with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
             dtype = output.head_dtype
-            expected = nn.functional.linear(
-                given.to(dtype),
-                weight.flatten(1).to(dtype),
-                None if bias is None else bias.detach().to(dtype),
-            )
+            own_bias = None if bias is None else bias.detach().to(dtype)
+            expected = nn.functional.linear(given.to(dtype), weight.to(dtype), own_bias)
             wide = functional.statistics_dtype(logits.device)
             difference = (logits.to(wide) - expected.to(wide)).abs()
             # Rounding of the sums relative to their terms, bounded by the norms' product, and of the result.
             sums = torch.finfo(torch.promote_types(dtype, torch.float32)).eps * 16 * math.sqrt(given.shape[1])
             result = 2 * max(torch.finfo(kind).eps for kind in (dtype, logits.dtype))
-            terms = torch.outer(_norms(given, wide), _norms(weight.flatten(1), wide))
-            terms = terms + head.bias.abs().to(wide)
+            terms = torch.outer(_norms(given, wide), _norms(weight, wide)) + head.bias.abs().to(wide)
             fine = difference <= sums * terms + result * expected.abs().to(wide)
             # Non-finite values of the network's own have an error of their own.
             finite = logits.isfinite() & given.isfinite().all(1, keepdim=True)
@@ -235,7 +227,7 @@ class SplitNetwork:
     def _mismatch(self, how: str) -> HeadMismatchError:
         return HeadMismatchError(
             f"network: the logits of {type(self.network).__name__} are not W a + b of its last linear layer "
-            f"{self.layer_name!r} ({type(self._layer).__name__}): {how}. The methods of this package need a linear head: "
+            f"{self.layer_name!r} ({type(self.layer).__name__}): {how}. The methods of this package need a linear head: "
             "merge adapters (LoRA) into its weights, and remove quantisation, hooks and whatever follows it; they are "
             "not defined for a cosine head"
         )
@@ -244,37 +236,22 @@ class SplitNetwork:
     def layer_name(self) -> str | None:
         """Name of the head within the network (None if it has been replaced)."""
         modules = original(self.network).named_modules()
-        return next((name for name, module in modules if module is self._layer), None)
-
-    @property
-    def layer(self) -> nn.Module:
-        """The head's module."""
-        found: nn.Module = self._layer
-        return found
+        return next((name for name, module in modules if module is self.layer), None)
 
     @property
     def head(self) -> LinearHead:
         """Present weight and bias, detached, at least float32."""
-        return _head_of(*head_weights(self._layer))
+        return _head_of(*head_weights(self.layer))
 
     def __call__(self, images: Tensor) -> ModelOutput:
-        """Run (B, ...) images; the caller sets mode and gradients (see :func:`~.modes.frozen`)."""
+        """Run (B, ...) images; the caller sets mode and gradients (see :func:`~.network.frozen`)."""
         seen: list[tuple[Any, Any]] = []
-        thread = threading.get_ident()
-
-        def note(module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
-            if threading.get_ident() == thread:
-                seen.append(_input_and_output(inputs, rest))
-
-        handle = self._layer.register_forward_hook(note, with_kwargs=True)
-        try:
-            feature = None
+        feature = None
+        with _watching([self.layer], lambda layer, given, output: seen.append((given, output))):
             if self._returns_feature:
                 logits, feature = call(self.network, images, return_feature=True)
             else:
                 logits = logits_of(self.network, call(self.network, images))
-        finally:
-            handle.remove()
         if len(seen) <= self._call:
             raise HeadNotCalledError(
                 f"network: its head was called {len(seen)} time(s) for this batch and at least {self._call + 1} time(s) "
@@ -284,9 +261,26 @@ class SplitNetwork:
         activation = head_input = head_input.flatten(1)
         if feature is not None:
             activation = (feature[0] if isinstance(feature, list | tuple) else feature).flatten(1)
-            if _same_memory(activation, head_input):
-                activation = head_input
         return ModelOutput(logits, activation, head_input, head_output.dtype)
+
+
+@contextmanager
+def _watching(layers: list[nn.Module], note: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
+    """Call ``note(layer, input, output)`` for each call of a layer in this thread."""
+    thread = threading.get_ident()  # another thread may run the same network
+
+    def hook(layer: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
+        # The keywords are missing at times, if another thread removes a hook of its own from the same layer.
+        *keywords, output = rest
+        if threading.get_ident() == thread:
+            note(layer, inputs[0] if inputs else keywords and keywords[0].get("input"), output)
+
+    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _head_of(weight: Tensor, bias: Tensor | None) -> LinearHead:
@@ -296,26 +290,20 @@ def _head_of(weight: Tensor, bias: Tensor | None) -> LinearHead:
     )
 
 
-class HeadNotCalledError(RuntimeError):
-    """The layer found as the head was not called."""
-
-
 def call(network: nn.Module, images: Tensor, **keywords: Any) -> Any:
-    """Call ``network``; an error of one of torch's layers is raised again with the shape of the images.
-
-    Raises:
-        RuntimeError: As said, or the network is compiled with ``fullgraph=True``.
-    """
+    """Call ``network``; the errors that torch's layers raise are raised again with the shape of the images."""
+    name = type(network).__name__
     try:
         return network(images, **keywords)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:
-        name = type(network).__name__
         if type(error).__module__.startswith("torch._dynamo"):
             raise RuntimeError(
                 f"network: {name} is compiled with fullgraph=True, so the activation cannot be read; compile it without "
                 "fullgraph, or pass the network that was compiled (its _orig_mod)"
             ) from error
-        if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or not _is_from_torch(error):
+        if not isinstance(error, RuntimeError | ValueError | AssertionError | IndexError):
             raise
         raise RuntimeError(
             f"network: {name} fails on images of shape {tuple(images.shape)}, {images.dtype}: "
@@ -323,38 +311,21 @@ def call(network: nn.Module, images: Tensor, **keywords: Any) -> Any:
         ) from error
 
 
-def _is_from_torch(error: Exception) -> bool:
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    module = "" if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
-    return module.partition(".")[0] == "torch"
-
-
 def logits_of(network: nn.Module, output: Any) -> Tensor:
-    """Return the (B, C) logits in a network's output, a tensor or an object or mapping with ``logits``.
-
-    Raises:
-        TypeError: The output has no (B, C) logits.
-        ValueError: C is 1.
-    """
-    logits = (
-        output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
-    )
-    if isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] == 1:
-        raise ValueError(
-            f"network: {type(network).__name__} has a single logit; expected (B, C) logits with C of 2 or more (of a "
-            "binary network with logit z, the logits 0 and z: a last layer with the weights (0, w) and biases (0, b))"
-        )
+    """Return the (B, C) logits in a network's output, a tensor or an object or mapping with ``logits``."""
+    mapping = isinstance(output, Mapping)
+    logits = output.get("logits", output) if mapping else getattr(output, "logits", output)
+    name = type(network).__name__
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        shape = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
-        squeezed = (
-            " (does it squeeze the output of a batch of one image?)"
-            if isinstance(logits, Tensor) and logits.ndim == 1
-            else ""
-        )
-        raise TypeError(
-            f"network: {type(network).__name__} returns {shape or type(output).__name__}; expected (B, C) logits{squeezed}"
+        found, hint = type(output).__name__, ""
+        if isinstance(logits, Tensor):
+            found = f"a tensor of shape {tuple(logits.shape)}"
+            hint = " (does it squeeze the output of a batch of one image?)" if logits.ndim == 1 else ""
+        raise TypeError(f"network: {name} returns {found}; expected (B, C) logits{hint}")
+    if logits.shape[1] == 1:
+        raise ValueError(
+            f"network: {name} has a single logit; expected (B, C) logits with C of 2 or more (of a binary network with "
+            "logit z, the logits 0 and z: a last layer with the weights (0, w) and biases (0, b))"
         )
     return logits
 
@@ -363,19 +334,10 @@ def logits_in_eval_mode(network: nn.Module, images: Tensor) -> Tensor:
     """Return the (B, C) logits of a network in eval mode, without gradients; its state is restored.
 
     A network that fails on a single image is run on two copies of it.
-
-    Args:
-        network: The classifier.
-        images: (B, ...) images on its device.
-
-    Raises:
-        TypeError: The output has no (B, C) logits.
-        RuntimeError: The network fails on the images.
     """
     with frozen(network), torch.no_grad():
-        # A network may change its input in place.
         try:
-            return logits_of(network, call(network, images.clone()))
+            return logits_of(network, call(network, images.clone()))  # it may change its input in place
         except (TypeError, RuntimeError):
             if len(images) > 1:
                 raise
@@ -391,24 +353,8 @@ def _warn(text: str) -> None:
     warnings.warn(f"network: {text}", UserWarning, stacklevel=5)
 
 
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    return one is other or (
-        (one.data_ptr(), one.shape, one.stride(), one.dtype)
-        == (other.data_ptr(), other.shape, other.stride(), other.dtype)
-    )
-
-
 def _norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.linalg.vector_norm(at_least_float32(rows), dim=1, dtype=dtype)
-
-
-def _input_and_output(inputs: tuple[Any, ...], rest: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Return a layer's input and output from a forward hook's arguments.
-
-    The keywords are missing at times if another thread removes a hook of its own from the same layer.
-    """
-    *keywords, output = rest
-    return inputs[0] if inputs else (keywords[0].get("input") if keywords else None), output
 
 
 def _nearly_equal(one: Tensor, other: Tensor) -> bool:

@@ -9,47 +9,6 @@ import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
-
-def progress_over(loader: Iterable[Any], progress: bool | None, description: str) -> Iterator[Any]:
-    """Yield a loader's batches under a progress bar that counts images."""
-    # Iterating over tqdm(loader) itself would start the loader twice, with its workers and random draws.
-    with tqdm(total=_image_count(loader), desc=description, unit="image", disable=is_hidden(progress)) as bar:
-        for batch in loader:
-            yield batch
-            bar.update(_batch_length(batch))
-
-
-def is_hidden(progress: bool | None) -> bool | None:
-    """Return tqdm's ``disable`` for ``progress``: True, False or, to show it in a terminal, None."""
-    return None if progress is None else not progress
-
-
-def _image_count(loader: Iterable[Any]) -> int | None:
-    if isinstance(loader, list | tuple):
-        return sum(map(_batch_length, loader))
-    try:
-        known: Any = loader
-        count, size, drops = len(known.sampler), known.batch_size, known.drop_last
-    except (AttributeError, TypeError, NotImplementedError):  # no DataLoader, or one over a stream
-        return None
-    return count - count % size if drops and size else count
-
-
-def _batch_length(batch: Any) -> int:
-    images = batch
-    if isinstance(batch, Mapping):
-        images = next((batch[name] for name in IMAGES if name in batch), None)
-    elif isinstance(images, list | tuple) and images and not isinstance(images[0], str):
-        images = images[0]
-    return len(images) if isinstance(images, Sized) else 0
-
-
-def file_names(batch: Any) -> list[str]:
-    """Return the file names in one of OpenOOD's batches (empty for others)."""
-    names = batch.get("image_name") if isinstance(batch, Mapping) else None
-    return [str(name) for name in names] if isinstance(names, list | tuple) else []
-
-
 IMAGES = ("data", "image", "images", "img", "pixel_values")
 """Keys of the images in a batch that is a mapping: OpenOOD's, and those of Hugging Face datasets."""
 LABELS = ("label", "labels")
@@ -65,6 +24,39 @@ NOT_LABELS = {
 """Codes that :func:`unpack` returns for labels that are no classes, and their descriptions."""
 
 
+def progress_over(loader: Iterable[Any], progress: bool | None, description: str) -> Iterator[Any]:
+    """Yield a loader's batches under a progress bar that counts images."""
+    # Iterating over tqdm(loader) itself would start the loader twice, with its workers and random draws.
+    sampler = getattr(loader, "sampler", None)
+    total = len(sampler) if isinstance(sampler, Sized) else None
+    with tqdm(total=total, desc=description, unit="image", disable=is_hidden(progress)) as bar:
+        for batch in loader:
+            yield batch
+            bar.update(_batch_length(batch))
+
+
+def is_hidden(progress: bool | None) -> bool | None:
+    """Return tqdm's ``disable`` for ``progress``: True, False or, to show it in a terminal, None."""
+    return None if progress is None else not progress
+
+
+def _batch_length(batch: Any) -> int:
+    images = _first_of(batch, IMAGES) if isinstance(batch, Mapping) else batch
+    if isinstance(images, list | tuple) and images and not isinstance(images[0], str):
+        images = images[0]
+    return len(images) if isinstance(images, Sized) else 0
+
+
+def _first_of(batch: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    return next((batch[key] for key in keys if key in batch), None)
+
+
+def file_names(batch: Any) -> list[str]:
+    """Return the file names in one of OpenOOD's batches (empty for others)."""
+    names = batch.get("image_name") if isinstance(batch, Mapping) else None
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
+
+
 def unpack(batch: Any) -> tuple[Tensor, np.ndarray]:
     """Return images and (B,) int64 labels of a batch.
 
@@ -78,25 +70,20 @@ def unpack(batch: Any) -> tuple[Tensor, np.ndarray]:
     Raises:
         TypeError: A batch of another form.
     """
-    labels = None
+    images, labels = batch, None
     if isinstance(batch, Mapping):
-        name = next((name for name in IMAGES if name in batch), None)
-        if name is None:
+        images, labels = _first_of(batch, IMAGES), _first_of(batch, LABELS)
+        if images is None:
             raise TypeError(
                 f"loader: its batches are mappings with {sorted(map(str, batch))}; expected one of {', '.join(IMAGES)} "
                 f"(and of {', '.join(LABELS)})"
             )
-        images, labels = batch[name], next((batch[name] for name in LABELS if name in batch), None)
-    elif isinstance(batch, tuple | list):
-        if not batch:
-            raise TypeError(
-                f"loader: one of its batches is {batch!r}; expected images, or (images, labels, …)"
-            )
+    elif isinstance(batch, tuple | list) and batch:
         images, labels = batch[0], batch[1] if len(batch) > 1 else None
-    else:
-        images = batch
-    if not hasattr(images, "__len__"):
-        raise TypeError(f"loader: {type(images).__name__} is not allowed; expected batches of images")
+    if not isinstance(images, Tensor) and (images is batch or not hasattr(images, "__len__")):
+        raise TypeError(
+            f"loader: one of its batches holds {type(images).__name__}; expected images, or (images, labels, …)"
+        )
     return images, _labels(labels, len(images))
 
 
@@ -106,20 +93,24 @@ def plain_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def _labels(labels: Any, count: int) -> np.ndarray:
+    code = None
     if labels is None:
         return np.full(count, UNLABELLED)
     try:
         given = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
     except (TypeError, ValueError, RuntimeError):
         return np.full(count, _NOT_LABELS + 4)
-    if given.dtype.kind in "USO" and given.size:
-        none = given.dtype.kind == "O" and all(label is None for label in given.flat)
-        return np.full(count, UNLABELLED if none else _NOT_LABELS + (1 if given.dtype.kind in "US" else 4))
-    if given.dtype.kind not in "iufb":
-        return np.full(count, _NOT_LABELS + 4)
-    if given.size != count:
-        several = given.ndim > 1 and len(given) == count
-        return np.full(count, _NOT_LABELS + (0 if several else 3))
+    kind = given.dtype.kind
+    if given.size and kind == "O" and all(label is None for label in given.flat):
+        code = UNLABELLED
+    elif given.size and kind in "US":
+        code = _NOT_LABELS + 1
+    elif kind not in "iufb":
+        code = _NOT_LABELS + 4
+    elif given.size != count:
+        code = _NOT_LABELS + (0 if given.ndim > 1 and len(given) == count else 3)
+    if code is not None:
+        return np.full(count, code)
     given = given.reshape(count)
     with np.errstate(invalid="ignore"):
         whole = given.astype(np.int64)

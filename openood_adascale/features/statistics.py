@@ -1,16 +1,17 @@
-"""Feature requests and feature statistics: the quantities that scores are computed from.
+"""Feature requests, features, and feature statistics: the quantities that scores are computed from.
 
-A request says what a set of settings needs of an image. Requests are united, so that one pass serves many methods and
+A request lists the features that a set of settings needs. Requests are united, so that one pass serves many methods and
 all candidates of a search. The statistics that answer it need no network any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import functional
 from ..errors import MissingFeatureError
@@ -22,7 +23,7 @@ class Perturbation:
     """Perturbation of an image (Algorithm 1, lines 3 to 6).
 
     Args:
-        pixels: Choice of the perturbed channel values, one of :data:`~openood_adascale.functional.PIXELS`.
+        pixels: Choice of the perturbed channel values, ``trivial``, ``salient``, ``random`` or ``all``.
         o: Fraction of the channel values that are perturbed.
         epsilon: Step size ε in units of the normalised image.
         seed: Seed of ``random`` pixels.
@@ -82,14 +83,29 @@ class FeatureRequest:
         return FeatureRequest.union([self, other]) == FeatureRequest.union([self])
 
 
+class Features(NamedTuple):
+    """Features of B images."""
+
+    logits: Tensor
+    """(B, C) z = W a + b, at least float32."""
+    prediction: Tensor
+    """(B,) int64 predicted classes of the network."""
+    activation: Tensor
+    """(B, D) penultimate activation a, at least float32."""
+    perturbed: dict[Perturbation, Tensor]
+    """(B, D) activation a_ε of each perturbed input."""
+    head: LinearHead
+
+
 Part = str | tuple[str, Perturbation, float]
+_BLOCK = 2**22  # activations in a block
 
 
 @dataclass(frozen=True)
 class FeatureStatistics:
     """Logits of N images, and running sums along the descending order of their activations.
 
-    The order is stable: of equal activations the first one comes first. Whatever :attr:`request` does not include
+    The order is stable: of equal activations the first one comes first. Anything that ``request`` does not include
     raises :class:`~openood_adascale.errors.MissingFeatureError`.
     """
 
@@ -103,27 +119,11 @@ class FeatureStatistics:
     """Tensors of N rows by name."""
 
     @classmethod
-    def from_features(
-        cls,
-        logits: Tensor,
-        prediction: Tensor,
-        activation: Tensor,
-        perturbed: Mapping[Perturbation, Tensor],
-        head: LinearHead,
-        request: FeatureRequest,
-    ) -> FeatureStatistics:
-        """Compute the statistics of a batch.
-
-        Args:
-            logits: (B, C) z.
-            prediction: (B,) predicted classes.
-            activation: (B, D) a.
-            perturbed: (B, D) a_ε by perturbation; all of ``request.perturbations``.
-            head: The linear head.
-            request: Statistics to compute.
-        """
+    def from_features(cls, features: Features, request: FeatureRequest) -> FeatureStatistics:
+        """Compute the statistics of a batch whose features include all of ``request.perturbations``."""
+        activation = features.activation
         size, first_kept = activation.shape[1], 1
-        parts: dict[Part, Tensor] = {"logits": logits, "prediction": prediction}
+        parts: dict[Part, Tensor] = {"logits": features.logits, "prediction": features.prediction}
         if request.activations:
             parts["activation"] = activation
         if request.percentiles is not None or request.perturbations:
@@ -138,16 +138,14 @@ class FeatureStatistics:
             parts["kept"] = functional.running_sums(rectified[:, :last_kept])[:, first_kept - 1 :]
         for perturbation in request.perturbations:
             deepest = functional.leading_count(max(request.k1 + request.k2), size)
-            moved = perturbed[perturbation].gather(1, order[:, :deepest])
+            moved = features.perturbed[perturbation].gather(1, order[:, :deepest])
             shifts = functional.running_sums((moved - ordered[:, :deepest]).abs())
             corrections = functional.running_sums(moved.relu())
-            for name, sums, percents in (
-                ("shift", shifts, request.k1),
-                ("correction", corrections, request.k2),
-            ):
-                for k in percents:
-                    parts[name, perturbation, k] = sums[:, functional.leading_count(k, size) - 1]
-        return cls(request, head, size, first_kept, parts)
+            for k in request.k1:
+                parts["shift", perturbation, k] = shifts[:, functional.leading_count(k, size) - 1]
+            for k in request.k2:
+                parts["correction", perturbation, k] = corrections[:, functional.leading_count(k, size) - 1]
+        return cls(request, features.head, size, first_kept, parts)
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -178,7 +176,11 @@ class FeatureStatistics:
         return self.part("activation")
 
     def scaling_factor(self, percentile: Tensor | float) -> Tensor:
-        """Return (N,) scaling factors r for an (N,) percentile, or one for all, within the request's."""
+        """Return (N,) scaling factors r.
+
+        Args:
+            percentile: (N,) percentiles, or one for all, within those of the request.
+        """
         total, kept = self.part("total"), self.part("kept")
         percentiles = torch.as_tensor(percentile, dtype=total.dtype, device=total.device).expand_as(total)
         counts = functional.kept_count(percentiles, self.size)
@@ -187,10 +189,26 @@ class FeatureStatistics:
         return functional.factor_from_sums(total, kept.gather(1, column[:, None]).squeeze(1))
 
     def oodness(self, perturbation: Perturbation, k1: float, k2: float, lmbda: float) -> Tensor:
-        """Return (N,) Q' = λ·Q + C_o."""
+        """Return (N,) Q' = λ·Q + C_o.
+
+        Args:
+            perturbation: One of the request's.
+            k1: One of the request's.
+            k2: One of the request's.
+            lmbda: λ ≥ 0.
+        """
         shift = self.part(("shift", perturbation, k1))
         correction = self.part(("correction", perturbation, k2))
         return functional.oodness(shift, correction, lmbda)
+
+    def head_logits(self, shaped: Tensor) -> Tensor:
+        """Return the head's (N, C) output on (N, D) shaped activations, in their dtype."""
+        return nn.functional.linear(shaped, self.head.weight.to(shaped), self.head.bias.to(shaped))
+
+    def blocks(self) -> Iterator[FeatureStatistics]:
+        """Yield the statistics in blocks of rows, so that a method takes little memory for many images."""
+        rows = max(1, _BLOCK // self.size)
+        return (self[start : start + rows] for start in range(0, len(self), rows))
 
     def __getitem__(self, rows: Tensor | slice) -> FeatureStatistics:
         return self._map(lambda tensor: tensor[rows])

@@ -10,13 +10,13 @@ import networks as nets
 import pytest
 import torch
 from detector_tester import DetectorTester
-from tiny import TinyNet, make_images, make_loader
+from networks import TinyNet, make_images, make_loader
 
 from openood_adascale import MSP, SCALE, AdaSCALE, Benchmark, BFAct, Energy, OptFS, evaluate
 from openood_adascale.detectors.bfact import BFActSettings
 from openood_adascale.detectors.registry import METHODS
 from openood_adascale.errors import NotFittedError
-from openood_adascale.features.modes import WeightsVersion
+from openood_adascale.features.network import WeightsVersion
 
 FIT, IMAGES = make_images(40, 3), make_images(20, 4)
 FITTED = [name for name, method in METHODS.items() if method.detector.requires_fit]
@@ -251,17 +251,6 @@ def test_settings_of_another_method_are_refused(network, settings):
         AdaSCALE(network).settings = settings
 
 
-def test_settings_without_effect_do_not_unfit(network):
-    detector = AdaSCALE(network).fit([FIT])
-    detector.settings = detector.settings.replace(seed=7)
-    detector.score(IMAGES)
-    everywhere = AdaSCALE(network, pixels="all").fit([FIT])
-    everywhere.settings = everywhere.settings.replace(o=0.5)
-    everywhere.score(IMAGES)
-    detector.settings = detector.settings.replace(num_samples=10)
-    assert not detector.is_fitted
-
-
 @pytest.mark.parametrize("method", [BFAct, OptFS])
 def test_fitting_images_are_read_once_for_other_settings(network, method):
     """The histogram serves other settings: a search or an evaluation reads the training images no more."""
@@ -296,22 +285,6 @@ def test_failed_search_leaves_the_detector_as_it_was(network, method):
         detector.search([FIT], [], sweep, fit_loader=[IMAGES])
     assert (detector.state, detector.summary, detector.settings) == (state, summary, settings)
     detector.score(IMAGES)
-
-
-def test_statistics_of_another_network_are_refused(network):
-    from openood_adascale.features.collect import collect_statistics
-
-    other = AdaSCALE(another_network(), k1=5)
-    statistics = collect_statistics(
-        other.extractor, [FIT], other.settings.request(), other.settings.inference
-    ).statistics
-    detector = AdaSCALE(network, k1=5)
-    detector.extractor.extract(FIT)
-    with pytest.raises(ValueError, match="statistics: their head W"):
-        detector.fit_statistics(statistics)
-    with pytest.raises(ValueError, match="statistics: their head W"):
-        detector.search_statistics(statistics, statistics, {"k1_list": [5]})
-    other.fit_statistics(statistics)
 
 
 def test_threads_share_a_network(network):

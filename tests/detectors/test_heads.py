@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detector_tester import DetectorTester
-from tiny import make_images, make_loader
+from networks import make_images, make_loader
 from torch import nn
 
 from openood_adascale import AdaSCALE, Benchmark, evaluate, load_detector
@@ -38,12 +38,12 @@ def network_and_plain(make_head):
 class TestLinearHeads:
     def test_every_method_scores_as_with_a_plain_layer(self, make_head, tmp_path):
         network, plain = network_and_plain(make_head)
-        loaders = [make_loader(make_images(20, seed, shift=seed / 5)) for seed in range(6)]
+        loaders = [[make_images(9, seed, shift=seed / 5)] for seed in range(6)]
         benchmark = Benchmark(loaders[0], {"n": loaders[1]}, {"f": loaders[2]}, *loaders[3:])
         found = []
         for one in (plain, network):
             detectors = {name: DetectorTester(name).make(one) for name in METHODS}
-            found.append(evaluate(detectors, benchmark, progress=False, search=False))
+            found.append(evaluate(detectors, benchmark, progress=False, search=False, known_accuracy=0.0))
         for name, detector in detectors.items():
             for scores, want in zip(*(one[name].scores.values() for one in found), strict=True):
                 np.testing.assert_allclose(scores, want, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -51,10 +51,9 @@ class TestLinearHeads:
             again = load_detector(tmp_path / name, network)
             assert torch.equal(again.score(IMAGES), detector.score(IMAGES)), name
 
-    @pytest.mark.parametrize("name", ["scale", "optfs", "adascale"])
-    def test_search_is_that_of_a_plain_layer(self, make_head, name):
+    def test_search_is_that_of_a_plain_layer(self, make_head):
         network, plain = network_and_plain(make_head)
-        tester = DetectorTester(name)
+        tester = DetectorTester("adascale")
         detector = tester.make(network.train())
         aurocs = [tester.search(one, FIT, IMAGES).results["auroc"] for one in (detector, tester.make(plain))]
         np.testing.assert_allclose(*aurocs, atol=0.5)

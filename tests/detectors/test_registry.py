@@ -1,4 +1,4 @@
-"""The table of methods, what loaders may yield, and progress bars."""
+"""The table of methods, the items of loaders, and progress bars."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detector_tester import DetectorTester
-from tiny import make_images, make_loader
+from networks import make_images, make_loader
 
 from openood_adascale import MSP, AdaSCALE, Detector
 from openood_adascale.detectors.base import FittedDetector, StreamingDetector

@@ -17,9 +17,9 @@ import torch
 from detector_tester import DetectorTester
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import TinyNet, make_images
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tiny import TinyNet, make_images
 
 from openood_adascale import MSP, AdaSCALE, BFAct, OptFS, load_detector
 from openood_adascale.detectors import serialization
@@ -38,7 +38,7 @@ def contents(path):
 
 
 def rewrite(path, change):
-    """Edit a file as one would who knows how: with the checksum of what is written."""
+    """Edit a file as one would who knows how: with the checksum of its content."""
     tensors, content = contents(path)
     del content["checksum"]
     change(tensors, content)
@@ -147,35 +147,34 @@ def test_buffer_that_forward_passes_write_is_left_out(tmp_path, name):
 # Content.
 
 
-class Nested(AdaSCALE):
-    """A user's method, not registered, whose state is more than a tensor."""
+class Named(AdaSCALE):
+    """A user's method, not registered, whose state is several tensors."""
 
     def fit_state(self, statistics, settings):
         plain = super().fit_state(statistics, settings)
-        return {"a": {"b": plain, "none": None}, "a.b": plain[:3].to(torch.bfloat16), "empty": plain[:0]}
+        return {"a": plain, "b.c": plain[:3].to(torch.bfloat16), "empty": plain[:0]}
 
     def score_statistics(self, statistics, settings, state):
-        return super().score_statistics(statistics, settings, state["a"]["b"])
+        return super().score_statistics(statistics, settings, state["a"])
 
 
 def test_method_that_is_not_registered_loads_by_its_class(network, tmp_path):
-    detector = Nested(network).fit([FIT])
+    detector = Named(network).fit([FIT])
     detector.save(tmp_path / "d")
-    found = Nested.load(tmp_path / "d", network)
+    found = Named.load(tmp_path / "d", network)
     assert torch.equal(found.score(IMAGES), detector.score(IMAGES))
-    assert found.state["a"]["none"] is None
-    assert torch.equal(found.state["a.b"], detector.state["a.b"])
-    assert found.state["a.b"].dtype == torch.bfloat16
+    assert torch.equal(found.state["b.c"], detector.state["b.c"])
+    assert found.state["b.c"].dtype == torch.bfloat16
     with pytest.raises(
-        DetectorFileError, match=r"d: its method '.*:Nested' is not registered; expected one of msp, ebo"
+        DetectorFileError, match=r"d: its method '.*:Named' is not registered; expected one of msp, ebo"
     ):
         load_detector(tmp_path / "d", network)
-    with pytest.raises(
-        DetectorFileError, match=r"it holds a detector of '.*:Nested'; expected '.*:AdaSCALE'"
-    ):
+    with pytest.raises(DetectorFileError, match=r"it holds a detector of '.*:Named'; expected '.*:AdaSCALE'"):
         AdaSCALE.load(tmp_path / "d", network)
     detector.set_state({"a": 5})
-    with pytest.raises(TypeError, match=r"state\.a: 5 cannot be saved; expected tensors"):
+    with pytest.raises(
+        TypeError, match=r"state: {'a': 5} cannot be saved; expected None, a tensor, or a dict"
+    ):
         detector.save(tmp_path / "d")
 
 
@@ -275,25 +274,12 @@ def test_no_damage_goes_unnoticed(saved, data):
     ("change", "reason"),
     [
         (lambda t, c: c["settings"].update(k1=0), r"SettingError: .*k1: 0 is not allowed; expected a number in \(0, 100\]"),
-        (lambda t, c: c["settings"].update(k3=1), "AdaSCALE: k3: 1 is not allowed; expected one of: "),
         (lambda t, c: c["settings"].update(variant=["A"]), "variant: "),
         (lambda t, c: c["settings"].update(percentile="[" * 50), "percentile: "),
         (lambda t, c: c["settings"].update(precision="!!python/object/apply:os.mkdir [x]"), "precision: "),
-        (lambda t, c: c["settings"].pop("epsilon"), "settings: epsilon missing"),
-        (lambda t, c: c.update(settings=None), "TypeError"),
-        (lambda t, c: c.pop("settings"), "KeyError: 'settings'"),
-        (lambda t, c: c.update(state=None), "state: None is not allowed; expected the fitted state of AdaSCALE"),
-        (lambda t, c: c.update(state="else"), "KeyError: 'else'"),
-        (lambda t, c: c.update(state=[1]), "TypeError"),
-        (lambda t, c: c.update(weights="n"), "ValueError"),
+        (lambda t, c: c.update(more=1), "TypeError"),
         (lambda t, c: c.update(weights={"fc.weight": 5}), "tensor"),
-        (lambda t, c: c.update(volatile=[[]]), "volatile"),
         (lambda t, c: c.update(volatile=["fc.weight"]), "it has no tensor 'fc.weight'"),
-        (lambda t, c: t.update(validation_scores=torch.tensor([2.0, 1.0]).double()), "ascending"),
-        (lambda t, c: t.update(validation_scores=torch.tensor([1.0, 2.0])), "expected finite float64"),
-        (lambda t, c: t.update(validation_scores=torch.tensor([float("nan")]).double()), "expected finite"),
-        (lambda t, c: t.update(validation_scores=torch.zeros(0).double()), "at least one"),
-        (lambda t, c: t.update(validation_scores=torch.zeros(2).bfloat16()), "TypeError"),
         (lambda t, c: c.update(method=["adascale"]), "method|detector of"),
         (lambda t, c: c.update(method="os:system"), "method|detector of"),
     ],

@@ -8,13 +8,12 @@ import torch
 from detector_tester import DetectorTester
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_images, make_loader
+from networks import make_images, make_loader
 
 from openood_adascale import MSP, SCALE, AdaSCALE, BFAct, Energy, OptFS
 from openood_adascale.detectors.registry import METHODS
 from openood_adascale.errors import NotFittedError, SettingError
 from openood_adascale.features.collect import collect_statistics
-from openood_adascale.features.statistics import FeatureRequest
 from openood_adascale.metrics import score_kept
 
 FIT, IMAGES = make_images(50, 3), make_images(40, 4, shift=0.7)
@@ -110,16 +109,6 @@ def test_search_keeps_the_scores_of_validation_images(network, name):
     found = tester.search(detector, FIT, IMAGES)
     want = tester.fit(network, FIT, **found.best_settings.as_dict()).fit_threshold([FIT])
     np.testing.assert_allclose(detector.validation_scores, want.validation_scores, rtol=1e-4)
-
-
-def test_statistics_that_give_no_scores_fit_all_the_same(network):
-    """Q' alone is enough to fit, but not to score."""
-    detector = AdaSCALE(network)
-    whole = detector.settings.request()
-    part = FeatureRequest(None, whole.k1, whole.k2, whole.perturbations)
-    statistics = collect_statistics(detector.extractor, [FIT], part, detector.settings.inference).statistics
-    assert detector.fit_statistics(statistics).validation_scores is None
-    detector.score(IMAGES)
 
 
 def test_scores_that_are_not_finite_are_counted(network):

@@ -8,7 +8,7 @@ import torch
 from detector_tester import snapshot
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_images
+from networks import make_images
 from torch import nn
 
 from openood_adascale.errors import HeadMismatchError

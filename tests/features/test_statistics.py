@@ -9,14 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tiny import make_images
+from networks import make_images
 
 from openood_adascale import AdaSCALE
 from openood_adascale.errors import MissingFeatureError
 from openood_adascale.features.collect import collect_statistics
 from openood_adascale.features.extractor import FeatureExtractor
 from openood_adascale.features.head import LinearHead
-from openood_adascale.features.statistics import FeatureRequest, FeatureStatistics, Perturbation
+from openood_adascale.features.statistics import FeatureRequest, Features, FeatureStatistics, Perturbation
 
 TRIVIAL = Perturbation("trivial", 0.05, 0.5)
 RANDOM = Perturbation("random", 0.1, 0.2)
@@ -40,11 +40,12 @@ percentiles = st.one_of(st.floats(0.01, 99.99), st.sampled_from([50.0, 80.0, 85.
 
 def statistics_of(a, perturbed, request):
     count, size = a.shape
-    return FeatureStatistics.from_features(
+    features = Features(
         torch.zeros(count, 2), torch.zeros(count, dtype=torch.int64), torch.tensor(a),
         {p: torch.tensor(rows) for p, rows in perturbed.items()},
-        LinearHead(torch.zeros(2, size), torch.zeros(2)), request,
+        LinearHead(torch.zeros(2, size), torch.zeros(2)),
     )  # fmt: skip
+    return FeatureStatistics.from_features(features, request)
 
 
 @given(activations(), st.data())
@@ -139,7 +140,7 @@ def test_united_statistics_give_the_scores_of_separate_ones(network, id_images):
 
 
 def test_statistics_hold_no_more_than_the_request(network):
-    """What is kept of an image does not grow with the candidates, and a part does not keep the whole alive."""
+    """The statistics of an image do not grow with the candidates, and a part does not keep the whole alive."""
     detector = AdaSCALE(network)
     request = FeatureRequest.union(settings.request() for settings in detector.candidates())
     statistics = collect_statistics(

@@ -1,4 +1,4 @@
-"""Networks at the border: used if they can be, else refused in one sentence."""
+"""Networks that cannot be used are refused in one sentence; offloaded and quantised ones are used."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from openood_adascale import MSP, AdaSCALE
-from openood_adascale.features.border import UnsupportedNetworkError, check_network
+from openood_adascale.features.network import UnsupportedNetworkError, check_network
 
 IMAGES = torch.randn(17, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LOADER = DataLoader(TensorDataset(IMAGES), 8)  # the last batch has one image
