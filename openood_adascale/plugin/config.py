@@ -96,34 +96,21 @@ def default_section(method: Method) -> dict[str, Any]:
     return {"APS_mode": bool(sweep), "postprocessor_args": {}, "postprocessor_sweep": sweep or None}
 
 
-def present_section(config_root: str, name: str, method: Method) -> tuple[dict[str, Any], str] | None:
+def present_section(config_root: str, name: str, method: Method) -> tuple[dict[str, Any], str]:
     """Return the section that OpenOOD would use now, and its file: the user's, the packaged one, or the defaults.
-
-    If the checkout has moved, its configs are looked for next to the imported ``openood``.
-
-    Returns:
-        None if the directory of configs is gone.
 
     Raises:
         SettingError: The file cannot be read, or has no such section.
     """
-    import openood
-
-    named = Path(config_root)
-    moved = Path(openood.__file__).resolve().parents[1] / "configs" if openood.__file__ else named
-    root = next((root for root in (named, moved) if root.is_dir()), None)
-    if root is None:
-        return None
-    users = root / "postprocessors" / f"{name}.yml"
+    users = Path(config_root) / "postprocessors" / f"{name}.yml"
     path = users if users.is_file() else packaged_yaml(name)
     if path is None:
         return default_section(method), "the defaults"
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingError(
-            "postprocessor", str(path), f"a readable YAML file ({' '.join(str(error).split())})"
-        ) from error
+        expected = f"a readable YAML file ({' '.join(str(error).split())})"
+        raise SettingError("postprocessor", str(path), expected) from error
     section = content.get("postprocessor") if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise SettingError(str(path), content, "a YAML file with a section 'postprocessor'")

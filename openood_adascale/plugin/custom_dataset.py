@@ -12,8 +12,9 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from torch.utils import data
@@ -28,35 +29,19 @@ from ..models.transforms import ALLOWED, Transform, transform_for
 from ..models.transforms import KEYS as TRANSFORM_KEYS
 from .import_hook import DATASETS_VARIABLE, LOCK, Changes, say
 
-KEYS = ("name", "classes", "preprocessing", "id", "csid", "ood")
-SPLITS = ("train", "val", "test")
+_KEYS = ("name", "classes", "preprocessing", "id", "csid", "ood")
 _SET = "a folder, an image list (.txt) or a CSV, or a section with images:"
 
 
-# Descriptions.
-
-
-@dataclass(frozen=True)
-class Classes:
+class Classes(NamedTuple):
     """Classes of a network."""
 
-    count: int
+    total: int
     names: tuple[str, ...] = ()
     """Names in the order of the network's outputs, if given."""
 
-    def number(self, files: ImageFiles) -> ImageFiles:
-        """Return the images with the numbers of these classes: of folders by name, of lists as they are.
 
-        Raises:
-            SettingError: A folder is not a class, a class has no folder and no names are given, or a label is missing or out
-                of range.
-        """
-        found = with_classes(files, self.count, self.names, "labels", unlabelled=False)
-        return ImageFiles(found.paths, found.labels)
-
-
-@dataclass(frozen=True)
-class ImageSet:
+class ImageSet(NamedTuple):
     """Images of one kind."""
 
     place: str
@@ -70,12 +55,16 @@ class ImageSet:
     def find(self, classes: Classes | None) -> ImageFiles:
         """Return the present files; without ``classes`` (OOD images) all labels are −1.
 
+        Labels of folders are matched to the classes by name, those of lists are class numbers.
+
         Raises:
-            SettingError: No images, a missing file, or a missing or wrong label.
+            SettingError: No images, a missing file, a folder that is not a class, or a missing or wrong label.
         """
         try:
             files = find_images(self.images, self.labels, self.root)
-            files = ImageFiles(files.paths) if classes is None else classes.number(files)
+            if classes is not None:
+                files = with_classes(files, *classes, "labels", unlabelled=False)
+            files = ImageFiles(files.paths, None if classes is None else files.labels)
             if not os.path.isdir(self.images):  # files found in a folder exist
                 check_listed(files)
             return files
@@ -100,6 +89,48 @@ class CustomDataset:
     near: Mapping[str, ImageSet]
     far: Mapping[str, ImageSet]
 
+    @property
+    def is_preset(self) -> bool:
+        """True if the preprocessing is the name of one of OpenOOD's."""
+        spec = self.preprocessing
+        return isinstance(spec, str) and ":" not in spec and "=" not in spec
+
+    @cached_property
+    def transform(self) -> Transform:
+        """The transform, always the same object.
+
+        Raises:
+            SettingError: It cannot be used.
+        """
+        place = f"{self.place}: preprocessing"
+        if self.is_preset:
+            from openood.evaluation_api import preprocessor as openoods
+
+            presets = openoods.default_preprocessing_dict
+            if self.preprocessing not in presets:
+                expected = f"one of OpenOOD's presets ({', '.join(presets)}), {ALLOWED}"
+                raise SettingError(place, self.preprocessing, expected)
+            found: Transform = openoods.get_default_preprocessor(self.preprocessing)
+            return found
+        try:
+            return transform_for("", None, None, self.preprocessing)[0]
+        except SettingError as error:
+            raise SettingError(place, error.value, error.allowed) from error
+
+    @cached_property
+    def normalization(self) -> list[list[float]] | None:
+        """Mean and standard deviation of the preprocessing, if it shows them."""
+        if self.is_preset:
+            from openood.evaluation_api.preprocessor import default_preprocessing_dict as presets
+
+            _ = self.transform  # raises for an unknown name
+            return presets[self.preprocessing]["normalization"]
+        if (found := normalization_of(self.transform)) is None:
+            say(
+                f"{self.name}: its preprocessing shows no mean and std; OpenOOD's odin and godin take 0.5 for both"
+            )
+        return found
+
     def check_images(self) -> None:
         """Check all images.
 
@@ -123,26 +154,31 @@ class CustomDataset:
             SettingError: As :meth:`ImageSet.find`.
         """
 
-        def loader(name: str, images: ImageSet, classes: Classes | None = None) -> data.DataLoader[Any]:
-            files = images.find(classes).with_transform(transform)
-            return data.DataLoader(CustomImages(f"{self.name}_{name}", files, standard), **options)
+        def loaders(
+            sets: Mapping[str, ImageSet], classes: Classes | None = None, prefix: str = ""
+        ) -> dict[str, Any]:
+            found = {}
+            for name, one in sets.items():
+                files = one.find(classes).with_transform(transform)
+                images = CustomImages(f"{self.name}_{prefix}{name}", files, standard)
+                found[name] = data.DataLoader(images, **options)
+            return found
 
-        ood: dict[str, Any] = {
-            split: {name: loader(f"ood_{name}", images) for name, images in sets.items()}
-            for split, sets in (("near", self.near), ("far", self.far))
-        }
+        near, far = (loaders(sets, prefix="ood_") for sets in (self.near, self.far))
+        ood = {"near": near, "far": far}
         if self.ood_val is not None:
-            ood["val"] = loader("ood_val", self.ood_val)
-        id_loaders = {split: loader(split, images, self.classes) for split, images in self.id_sets.items()}
+            ood.update(loaders({"val": self.ood_val}, prefix="ood_"))
 
-        def missing(section: str) -> Callable[[str], SettingError]:
+        def required(section: str, found: dict[str, Any]) -> RequiredLoaders:
             expected = "images, which this postprocessor needs"
-            return lambda key: SettingError(f"{self.place}: {section}: {key}", None, expected)
+            return RequiredLoaders(
+                found, lambda key: SettingError(f"{self.place}: {section}: {key}", None, expected)
+            )
 
         return {
-            "id": RequiredLoaders(id_loaders, missing("id")),
-            "csid": {name: loader(f"csid_{name}", one, self.classes) for name, one in self.csid.items()},
-            "ood": RequiredLoaders(ood, missing("ood")),
+            "id": required("id", loaders(self.id_sets, self.classes)),
+            "csid": loaders(self.csid, self.classes, "csid_"),
+            "ood": required("ood", ood),
         }
 
 
@@ -157,9 +193,6 @@ class RequiredLoaders(dict[str, Any]):
     def __init__(self, loaders: Mapping[str, Any], missing: Callable[[str], Exception]) -> None:
         super().__init__(loaders)
         self._error = missing
-
-    def __copy__(self) -> RequiredLoaders:
-        return RequiredLoaders(self, self._error)
 
     def __getitem__(self, key: str) -> Any:
         found = super().__getitem__(key)
@@ -217,13 +250,12 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: list[Any] = []
         for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                problem = f"the key {key!r} for the second time"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.append(key)
+            if key_node.tag != "tag:yaml.org,2002:merge":
+                key = self.construct_object(key_node, deep=True)
+                if key in seen:
+                    problem = f"the key {key!r} for the second time"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+                seen.append(key)
         return super().construct_mapping(node, deep)
 
 
@@ -256,12 +288,10 @@ def parse_description(content: Any, place: str, folder: str) -> CustomDataset:
     Raises:
         SettingError: As :func:`read_description`.
     """
-    reader = _Reader(folder)
-    found = _section(content, place, KEYS, ("name", "classes", "preprocessing", "id", "ood"))
-    id_sets = _section(found["id"], f"{place}: id", SPLITS, ("test",))
+    found = _section(content, place, _KEYS, ("name", "classes", "preprocessing", "id", "ood"))
+    id_sets = _section(found["id"], f"{place}: id", ("train", "val", "test"), ("test",))
     ood = _section(found["ood"], f"{place}: ood", ("val", "near", "far"), ("near", "far"))
-    near = reader.named_sets(ood["near"], f"{place}: ood: near")
-    far = reader.named_sets(ood["far"], f"{place}: ood: far")
+    near, far = (_named_sets(ood[split], f"{place}: ood: {split}", folder) for split in ("near", "far"))
     for name in near.keys() & far.keys():
         raise SettingError(f"{place}: ood: far: a set's name", name, "a name that no near set has")
     name = found["name"]
@@ -273,11 +303,11 @@ def parse_description(content: Any, place: str, folder: str) -> CustomDataset:
     return CustomDataset(
         place,
         name,
-        _classes(found["classes"], place),
-        reader.preprocessing(found["preprocessing"], place),
-        {key: reader.one_set(value, f"{place}: id: {key}", True) for key, value in id_sets.items()},
-        reader.named_sets(found["csid"], f"{place}: csid", True) if "csid" in found else {},
-        reader.one_set(ood["val"], f"{place}: ood: val") if "val" in ood else None,
+        _classes(found["classes"], f"{place}: classes"),
+        _preprocessing(found["preprocessing"], f"{place}: preprocessing", folder),
+        {key: _one_set(value, f"{place}: id: {key}", folder, True) for key, value in id_sets.items()},
+        _named_sets(found["csid"], f"{place}: csid", folder, True) if "csid" in found else {},
+        _one_set(ood["val"], f"{place}: ood: val", folder) if "val" in ood else None,
         near,
         far,
     )
@@ -307,68 +337,62 @@ def _classes(value: Any, place: str) -> Classes:
         if all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names):
             return Classes(len(names), tuple(names))
     expected = "their number, from 2 on, or a list of different names (yes, no, on, off and dates in quotes)"
-    raise SettingError(f"{place}: classes", value, expected)
+    raise SettingError(place, value, expected)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads values whose relative paths begin at ``folder``."""
+def _preprocessing(value: Any, place: str, folder: str) -> str | Transform:
+    if isinstance(value, Mapping):
+        _section(value, place, TRANSFORM_KEYS, ())
+        written = {k: "/".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in value.items()}
+        return ",".join(f"{key}={part}" for key, part in written.items())
+    if isinstance(value, str) and value:
+        file, colon, function = value.rpartition(":")
+        own = colon and file.lower().endswith(".py")
+        return f"{_absolute(file, folder)}:{function}" if own else value
+    if callable(value):
+        return value
+    raise SettingError(place, value, "a text, or a section with " + ", ".join(TRANSFORM_KEYS))
 
-    folder: str
 
-    def preprocessing(self, value: Any, place: str) -> str | Transform:
-        if isinstance(value, Mapping):
-            _section(value, f"{place}: preprocessing", TRANSFORM_KEYS, ())
-            written = {
-                k: "/".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in value.items()
-            }
-            return ",".join(f"{key}={part}" for key, part in written.items())
-        if isinstance(value, str) and value:
-            file, colon, function = value.rpartition(":")
-            own = colon and file.lower().endswith(".py")
-            return f"{self._absolute(file)}:{function}" if own else value
-        if callable(value):
-            return value
-        expected = "a text, or a section with " + ", ".join(TRANSFORM_KEYS)
-        raise SettingError(f"{place}: preprocessing", value, expected)
+def _named_sets(content: Any, place: str, folder: str, labelled: bool = False) -> dict[str, ImageSet]:
+    if not isinstance(content, Mapping) or not content:
+        raise SettingError(place, content, f"at least one set by its name, name: {_SET}")
+    for name in content:
+        if not isinstance(name, str) or not name or name in RESERVED:
+            expected = f"a text (in quotes, if a number) other than {', '.join(RESERVED)}"
+            raise SettingError(f"{place}: a set's name", name, expected)
+    return {name: _one_set(value, f"{place}: {name}", folder, labelled) for name, value in content.items()}
 
-    def named_sets(self, content: Any, place: str, labelled: bool = False) -> dict[str, ImageSet]:
-        if not isinstance(content, Mapping) or not content:
-            raise SettingError(place, content, f"at least one set by its name, name: {_SET}")
-        for name in content:
-            if not isinstance(name, str) or not name or name in RESERVED:
-                expected = f"a text (in quotes, if a number) other than {', '.join(RESERVED)}"
-                raise SettingError(f"{place}: a set's name", name, expected)
-        return {name: self.one_set(value, f"{place}: {name}", labelled) for name, value in content.items()}
 
-    def one_set(self, content: Any, place: str, labelled: bool = False) -> ImageSet:
-        if isinstance(content, str | os.PathLike) and os.fspath(content):
-            content = {"images": os.fspath(content)}
-        if not isinstance(content, Mapping):
-            raise SettingError(place, content, _SET)
-        keys = ("images", "labels", "root") if labelled else ("images", "root")
-        found = _section(content, place, keys, ("images",))
-        for key, value in found.items():
-            if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-                raise SettingError(f"{place}: {key}", value, "a path")
-        paths = {key: self._absolute(os.fspath(value)) for key, value in found.items()}
-        for key, path in paths.items():
-            if found[key] != FOLDERS and not os.path.exists(path):
-                raise SettingError(f"{place}: {key}", found[key], f"an existing path; there is no {path!r}")
-        labels = FOLDERS if labelled and os.path.isdir(paths["images"]) else None
-        if "labels" in found:
-            labels = FOLDERS if found["labels"] == FOLDERS else paths["labels"]
-        return ImageSet(place, paths["images"], labels, paths.get("root"))
+def _one_set(content: Any, place: str, folder: str, labelled: bool = False) -> ImageSet:
+    if isinstance(content, str | os.PathLike) and os.fspath(content):
+        content = {"images": os.fspath(content)}
+    if not isinstance(content, Mapping):
+        raise SettingError(place, content, _SET)
+    keys = ("images", "labels", "root") if labelled else ("images", "root")
+    paths: dict[str, str] = {}
+    for key, value in _section(content, place, keys, ("images",)).items():
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+            raise SettingError(f"{place}: {key}", value, "a path")
+        path = paths[key] = _absolute(os.fspath(value), folder)
+        if key == "labels" and value == FOLDERS:
+            paths[key] = FOLDERS
+        elif not os.path.exists(path):
+            raise SettingError(f"{place}: {key}", value, f"an existing path; there is no {path!r}")
+    if labelled and os.path.isdir(paths["images"]):
+        paths.setdefault("labels", FOLDERS)
+    return ImageSet(place, **paths)
 
-    def _absolute(self, path: str) -> str:
-        return os.path.normpath(os.path.join(self.folder, os.path.expanduser(path)))
+
+def _absolute(path: str, folder: str) -> str:
+    return os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
 
 
 # Names in OpenOOD.
 
 
 def normalization_of(transform: Any) -> list[list[float]] | None:
-    """Return mean and standard deviation of torchvision's presets and of what ends in a ``Normalize`` (else None)."""
+    """Return mean and standard deviation of torchvision's presets and of transforms ending in ``Normalize`` (else None)."""
     steps = getattr(transform, "transforms", None)
     last = steps[-1] if isinstance(steps, list) and steps else transform
     try:
@@ -383,7 +407,6 @@ class Datasets:
     def __init__(self) -> None:
         self._sets: dict[str, CustomDataset] = {}
         self._entries: dict[str, Changes] = {}
-        self._transforms: dict[str, tuple[Transform, list[list[float]] | None]] = {}
         self._errors: list[SettingError] = []  # of files that the variable names
         self._read: str | None = None
 
@@ -402,11 +425,10 @@ class Datasets:
             dataset = read_description(description)
         dataset.check_images()
         evaluator = sys.modules.get("openood.evaluation_api.evaluator")
-        loaded = evaluator is not None and "DATA_INFO" in vars(evaluator)
-        if loaded or not _is_preset(dataset.preprocessing):
-            self._transform_of(dataset)
-        if evaluator is not None and loaded:
+        if evaluator is not None and "DATA_INFO" in vars(evaluator):
             self._tables(dataset, evaluator)  # raises if the name is OpenOOD's
+        elif not dataset.is_preset:
+            _ = dataset.transform  # raises if it cannot be used
         with LOCK:
             self._forget(dataset.name)
             self._sets[dataset.name] = dataset
@@ -431,8 +453,6 @@ class Datasets:
                 ``OPENOOD_ADASCALE_DATASETS`` cannot be read.
         """
         self._read_variable()
-        if not isinstance(name, str):
-            return
         dataset = self._sets.get(name)
         if dataset is None:
             if self._errors and name not in vars(evaluator)["DATA_INFO"]:
@@ -452,7 +472,7 @@ class Datasets:
         Raises:
             SettingError: It has none.
         """
-        dataset = self._sets.get(name) if isinstance(name, str) else None
+        dataset = self._sets.get(name)
         if dataset is not None and not dataset.csid:
             expected = "at least one set, which fsood=True (--fsood) and eval_acc('csid') need"
             raise SettingError(f"{dataset.place}: csid", None, expected)
@@ -463,7 +483,7 @@ class Datasets:
         """Return the transform of a dataset."""
         if att:
             raise SettingError("att", att, f"False for {data_name}: OpenOOD attacks its own datasets only")
-        return self._transform_of(self._sets[data_name])[0]
+        return self._sets[data_name].transform
 
     def data_setup(self, data_root: str, id_data_name: str) -> None:
         """Download nothing."""
@@ -473,11 +493,10 @@ class Datasets:
     ) -> dict[str, Any]:
         """Return the loaders of a dataset."""
         dataset = self._sets[id_name]
-        return dataset.loaders(preprocessor, self._transform_of(dataset)[0], **loader_kwargs)
+        return dataset.loaders(preprocessor, dataset.transform, **loader_kwargs)
 
     def _forget(self, name: str) -> None:
         self._sets.pop(name, None)
-        self._transforms.pop(name, None)
         if name in self._entries:
             self._entries.pop(name).undo()
 
@@ -487,22 +506,21 @@ class Datasets:
             if self._read == value:
                 return
             self._read = value
-        found: dict[str, list[CustomDataset]] = {}
+        found: dict[str, CustomDataset] = {}
         for path in filter(str.strip, value.split(os.pathsep)):
             try:
                 dataset = read_description(path.strip())
-                found.setdefault(dataset.name, []).append(dataset)
+                first = found.setdefault(dataset.name, dataset)
+                if first is not dataset:
+                    expected = f"another name; {first.place} has it"
+                    raise SettingError(f"{dataset.place}: name", dataset.name, expected)
             except SettingError as error:
                 self._errors.append(error.within(DATASETS_VARIABLE))
-        for name, (first, *others) in found.items():
-            for dataset in others:
-                place = f"{DATASETS_VARIABLE}: {dataset.place}: name"
-                self._errors.append(SettingError(place, name, f"another name; {first.place} has it"))
-            if not others:
-                with LOCK:  # datasets registered in Python were chosen later than the variable
-                    self._sets.setdefault(name, first)
-        for problem in self._errors:
-            say(str(problem))
+                say(str(self._errors[-1]))
+        with LOCK:
+            for name, dataset in found.items():
+                if not any(error.value == name for error in self._errors):
+                    self._sets.setdefault(name, dataset)  # those registered in Python were chosen later
 
     def _tables(self, dataset: CustomDataset, evaluator: ModuleType) -> list[tuple[dict[str, Any], Any]]:
         """Return OpenOOD's tables by ID dataset, with the dataset's entries (None: no entry).
@@ -510,12 +528,13 @@ class Datasets:
         Raises:
             SettingError: OpenOOD uses the name.
         """
+        classes = dataset.classes.total
         found = [
             (vars(sys.modules[module])[table], value)
             for module, table, value in (
-                (evaluator.__name__, "DATA_INFO", {"num_classes": dataset.classes.count}),
-                ("openood.postprocessors.info", "num_classes_dict", dataset.classes.count),
-                ("openood.preprocessors.transform", "normalization_dict", self._transform_of(dataset)[1]),
+                (evaluator.__name__, "DATA_INFO", {"num_classes": classes}),
+                ("openood.postprocessors.info", "num_classes_dict", classes),
+                ("openood.preprocessors.transform", "normalization_dict", dataset.normalization),
                 ("openood.evaluation_api.preprocessor", "default_preprocessing_dict", None),
             )
         ]
@@ -524,45 +543,6 @@ class Datasets:
                 expected = f"a name that OpenOOD does not use; it has {', '.join(table)}"
                 raise SettingError(f"{dataset.place}: name", dataset.name, expected)
         return found
-
-    def _transform_of(self, dataset: CustomDataset) -> tuple[Transform, list[list[float]] | None]:
-        """Return the transform, and mean and standard deviation if it shows them.
-
-        Raises:
-            SettingError: It cannot be used.
-        """
-        known = self._transforms.get(dataset.name)
-        if known is not None and self._sets.get(dataset.name) is dataset:
-            return known
-        found = _preprocessing(dataset.preprocessing, dataset.place)
-        if self._sets.get(dataset.name) is dataset:
-            self._transforms[dataset.name] = found
-        if found[1] is None:
-            say(
-                f"{dataset.name}: its preprocessing shows no mean and std; OpenOOD's odin and godin take 0.5 for both"
-            )
-        return found
-
-
-def _is_preset(spec: str | Transform) -> bool:
-    """Return True for a name of OpenOOD's presets."""
-    return isinstance(spec, str) and ":" not in spec and "=" not in spec
-
-
-def _preprocessing(spec: str | Transform, place: str) -> tuple[Transform, list[list[float]] | None]:
-    if isinstance(spec, str) and _is_preset(spec):
-        from openood.evaluation_api import preprocessor as openoods
-
-        presets = openoods.default_preprocessing_dict
-        if spec not in presets:
-            expected = f"one of OpenOOD's presets ({', '.join(presets)}), {ALLOWED}"
-            raise SettingError(f"{place}: preprocessing", spec, expected)
-        return openoods.get_default_preprocessor(spec), presets[spec]["normalization"]
-    try:
-        transform, _ = transform_for("", None, None, spec)
-    except SettingError as error:
-        raise SettingError(f"{place}: preprocessing", error.value, error.allowed) from error
-    return transform, normalization_of(transform)
 
 
 DATASETS = Datasets()

@@ -9,24 +9,24 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-from .import_hook import DATASETS_VARIABLE, Changes, say
+from .import_hook import DATASETS_VARIABLE, REPLACED_LOADERS, Changes, say
 
 WORKERS_VARIABLE = "OPENOOD_ADASCALE_WORKERS"
 POOL_VARIABLE = "OPENOOD_ADASCALE_RAY"
-METHODS = ("eval_ood", "eval_acc", "hyperparam_search", "_classifier_inference")
-FUNCTIONS = {
+MARK = "__openood_adascale__"
+"""Attribute of this package's wrappers."""
+_METHODS = ("eval_ood", "eval_acc", "hyperparam_search", "_classifier_inference")
+_FUNCTIONS = {
     "get_default_preprocessor": "data_name",
     "data_setup": "id_data_name",
     "get_id_ood_dataloader": "id_name",
 }
 """Functions that the ``Evaluator`` calls for a dataset, and their parameter with its name."""
+_OWN_ADASCALE = {"adascale_a": "adascale", "adascale_l": "adascale_logit"}
 
-_replaced_loaders: ContextVar[Callable[[Any], Any] | None] = ContextVar("replaced_loaders", default=None)
-"""Replacement of the loaders of the ``Evaluator`` that is being made."""
 _sessions: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _listeners: list[list[Any]] = []
 
@@ -41,41 +41,43 @@ def collected_tables(tables: list[Any]) -> Iterator[None]:
         _listeners.remove(tables)
 
 
+def marked(wrapper: Any) -> Any:
+    """Return ``wrapper`` with the mark of this package's wrappers."""
+    setattr(wrapper, MARK, True)
+    return wrapper
+
+
 def patch(module: ModuleType, changes: Changes) -> None:
     """Wrap the ``Evaluator`` in its module, which was just executed."""
-    cls: Any = vars(module)["Evaluator"]
-    if hasattr(cls.__init__, "__openood_adascale__"):
+    cls = module.Evaluator
+    if hasattr(cls.__init__, MARK):
         return
-    wrappers = {name: _method(name, vars(cls)[name]) for name in METHODS}
-    wrappers["__init__"] = _constructor(module, cls.__init__)
-    functions = {name: _function(vars(module)[name], parameter) for name, parameter in FUNCTIONS.items()}
-    for name, wrapper in wrappers.items():
-        changes.set(cls, name, wrapper)
-    for name, wrapper in functions.items():
-        changes.set(module, name, wrapper)
+    functions = {name: _function(vars(module)[name], parameter) for name, parameter in _FUNCTIONS.items()}
+    methods = {name: _method(name, vars(cls)[name]) for name in _METHODS}
+    methods["__init__"] = _constructor(module, cls.__init__)
+    for owner, wrappers in ((cls, methods), (module, functions)):
+        for name, wrapper in wrappers.items():
+            changes.set(owner, name, marked(wrapper))
 
 
 def patch_inference(module: ModuleType, changes: Changes) -> None:
     """Wrap ``inference`` of OpenOOD's base class, so that a pool of workers is used if there is one."""
-    cls: Any = vars(module)["BasePostprocessor"]
+    cls = module.BasePostprocessor
     original = vars(cls)["inference"]
-    if hasattr(original, "__openood_adascale__"):
+    if hasattr(original, MARK):
         return
 
     @functools.wraps(original)
     def inference(self: Any, net: Any, data_loader: Any, progress: bool = True) -> Any:
         pool: Any = sys.modules.get("openood_adascale.parallel.pool")
-        chosen = pool is not None and pool.CHOSEN.get(None) is not None
-        if type(self).__name__.endswith("Postprocessor") and (chosen or os.environ.get(POOL_VARIABLE)):
+        if os.environ.get(POOL_VARIABLE) or (pool is not None and pool.CHOSEN.get(None) is not None):
             from .pooled import ONE_SCORE_PER_IMAGE, infer
 
             if type(self).__name__ in ONE_SCORE_PER_IMAGE and type(self).__module__.startswith("openood."):
                 return infer(original, self, net, data_loader, progress)
         return original(self, net, data_loader, progress)
 
-    wrapper: Any = inference
-    wrapper.__openood_adascale__ = True
-    changes.set(cls, "inference", inference)
+    changes.set(cls, "inference", marked(inference))
 
 
 def _constructor(module: ModuleType, original: Callable[..., None]) -> Callable[..., None]:
@@ -83,28 +85,28 @@ def _constructor(module: ModuleType, original: Callable[..., None]) -> Callable[
 
     @functools.wraps(original)
     def constructor(evaluator: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            call = signature.bind(evaluator, *args, **kwargs).arguments
-        except TypeError:
-            original(evaluator, *args, **kwargs)
-            return
+        bound = signature.bind(evaluator, *args, **kwargs)
+        bound.apply_defaults()
+        call = bound.arguments
         call.pop(next(iter(call)))  # self
         if (datasets := _datasets()) is not None:
             datasets.prepare(call.get("id_name"), module)
-        _mention_adascale(call.get("postprocessor_name"))
+        if (name := call.get("postprocessor_name")) in _OWN_ADASCALE:
+            _mention_adascale(name)
+        if hasattr(call.get("postprocessor"), "config_root"):  # one of this package's, from an earlier run
+            call["postprocessor"].config_root = call.get("config_root")
         if os.environ.get(WORKERS_VARIABLE, "").strip():
             from ..features.indexed import chosen_workers
 
             call["num_workers"] = chosen_workers()
-        if not _uses_cache(call.get("net")):
+        if (cache := _cache_for(call.get("net"))) is None:
             original(evaluator, **call)
             return
-        from .feature_net import construct
+        from .feature_net import Session
 
-        _sessions[evaluator] = construct(original, evaluator, call, _replaced_loaders)
+        _sessions[evaluator] = session = Session(call["net"], cache)
+        session.construct(original, evaluator, call)
 
-    wrapper: Any = constructor
-    wrapper.__openood_adascale__ = True
     return constructor
 
 
@@ -114,12 +116,10 @@ def _method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         datasets, session = _datasets(), _sessions.get(evaluator)
         if datasets is not None and _wants_csid(name, args, kwargs):
             datasets.require_csid(getattr(evaluator, "id_name", None))
-        if name == "_classifier_inference" and (plain := _plain_predictions(evaluator, *args)) is not None:
-            return plain
-        if session is None:
-            found = original(evaluator, *args, **kwargs)
-        else:
-            found = session.call(functools.partial(original, **kwargs), evaluator, args, name)
+        if name == "_classifier_inference" and (found := _known_predictions(evaluator, session, *args)):
+            return found
+        call = functools.partial(original, evaluator, *args, **kwargs)
+        found = call() if session is None else session.call(call, evaluator)
         if name == "eval_ood":
             for tables in _listeners:
                 tables.append(found)
@@ -129,7 +129,7 @@ def _method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _function(original: Callable[..., Any], parameter: str) -> Callable[..., Any]:
-    """Wrap a function of :data:`FUNCTIONS` so that it knows custom datasets."""
+    """Wrap a function of :data:`_FUNCTIONS` so that it knows custom datasets."""
     signature = inspect.signature(original)
     if parameter not in signature.parameters:
         raise TypeError(f"{original.__name__}() has no parameter {parameter!r}")
@@ -138,39 +138,36 @@ def _function(original: Callable[..., Any], parameter: str) -> Callable[..., Any
     def function(*args: Any, **kwargs: Any) -> Any:
         datasets = _datasets()
         call = signature.bind(*args, **kwargs).arguments
-        if datasets is not None and call[parameter] in datasets:
-            found = getattr(datasets, original.__name__)(**call)
-        else:
-            found = original(*args, **kwargs)
-        replace = _replaced_loaders.get() if original.__name__ == "get_id_ood_dataloader" else None
+        custom = datasets is not None and call[parameter] in datasets
+        found = getattr(datasets, original.__name__)(**call) if custom else original(*args, **kwargs)
+        replace = REPLACED_LOADERS.get() if original.__name__ == "get_id_ood_dataloader" else None
         return found if replace is None else replace(found)
 
     return function
 
 
-def _uses_cache(net: Any) -> bool:
-    """Return True if a feature cache is in use, for a real network."""
+def _cache_for(net: Any) -> Any:
+    """Return the feature cache in use, for a real network."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not isinstance(net, torch.nn.Module):
-        return False
+        return None
     from ..features.cache import current_cache
 
-    return current_cache() is not None
+    return current_cache()
 
 
-def _plain_predictions(evaluator: Any, loader: Any = None, *rest: Any) -> Any:
-    """Return predictions and labels that a postprocessor of this package has seen in its pass over ``loader``."""
-    known = getattr(evaluator.postprocessor, "plain_predictions", None)
-    found = None if known is None else known(evaluator.net, loader)
-    return None if found is None else tuple(map(sys.modules["torch"].from_numpy, found))
+def _known_predictions(evaluator: Any, session: Any, loader: Any = None, *rest: Any) -> Any:
+    """Return predictions and labels that a pass over ``loader`` has found already (None if there was none)."""
+    plain_predictions = getattr(getattr(evaluator, "postprocessor", None), "plain_predictions", None)
+    if plain_predictions and (found := plain_predictions(evaluator.net, loader)) is not None:
+        return found
+    return None if session is None else session.plain_predictions(evaluator, loader)
 
 
 def _datasets() -> Any:
     """Return the custom datasets (None, without an import, if there are none)."""
-    if (
-        not os.environ.get(DATASETS_VARIABLE, "").strip()
-        and f"{__package__}.custom_dataset" not in sys.modules
-    ):
+    loaded = f"{__package__}.custom_dataset" in sys.modules
+    if not loaded and not os.environ.get(DATASETS_VARIABLE, "").strip():
         return None
     from .custom_dataset import DATASETS
 
@@ -184,11 +181,10 @@ def _wants_csid(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
     return name == "eval_acc" and kwargs.get("data_name", args[0] if args else None) == "csid"
 
 
-def _mention_adascale(name: Any) -> None:
+def _mention_adascale(name: str) -> None:
     """Say once that this package has OpenOOD's AdaSCALE with a faster search."""
-    ours = {"adascale_a": "adascale", "adascale_l": "adascale_logit"}.get(name)
-    if ours is not None:
-        say(
-            f"{name} is OpenOOD's own; {ours} gives the same with its search in one pass (k1 and k2 are exchanged: "
-            f"k1_list: [5], k2_list: [1] of {name} is k1: 1, k2: 5 of {ours})"
-        )
+    ours = _OWN_ADASCALE[name]
+    say(
+        f"{name} is OpenOOD's own; {ours} gives the same with its search in one pass (k1 and k2 are exchanged: "
+        f"k1_list: [5], k2_list: [1] of {name} is k1: 1, k2: 5 of {ours})"
+    )

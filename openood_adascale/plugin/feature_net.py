@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import data
 
 from ..features.cache import CacheEntry, FeatureCache, feature_cache
 from ..features.collect import iterate_statistics
 from ..features.extractor import FLOAT32, FeatureExtractor, prepare_images
 from ..features.head import LinearHead
-from ..features.indexed import IndexedLoader
-from ..features.modes import evaluating, restored_random_state, unwrap
+from ..features.indexed import IndexedLoader, loader_batches
+from ..features.network import evaluating, restored_random_state, unwrap
 from ..features.statistics import FeatureRequest
-from .import_hook import say
+from .import_hook import REPLACED_LOADERS, say
 
 FROM_FEATURES = (
     "msp", "mls", "ebo", "gen", "klm", "temp_scaling", "gradnorm", "react", "ash", "scale", "vra", "dice", "she", "knn",
@@ -77,70 +75,48 @@ class FeatureNet(nn.Module):
         return self.fc
 
 
-class _Indices(data.Dataset[int]):
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-class FeatureLoader(data.DataLoader[Any]):
+class FeatureLoader:
     """Batches of cached features, in the order of a loader of images, with the same random draws.
 
-    Features are extracted at the first iteration, as far as the cache lacks them.
+    Features are extracted at the first iteration, unless the cache has them. Other attributes are the loader's.
 
     Args:
         loader: PyTorch's own ``DataLoader`` over an indexed dataset.
         entry: Returns the cache entry of its images (None if they are not cached); called at the first iteration.
         description: Text of the progress bar.
+
+    Raises:
+        NotServedError: Another loader; or, at the first iteration, images that are not cached.
     """
 
     def __init__(self, loader: Any, entry: Callable[[], CacheEntry | None], description: str = "") -> None:
         if IndexedLoader.of(loader) is None:
             raise NotServedError(f"a {type(loader).__name__} does not index a dataset")
-        if loader.batch_size is None:
-            batches: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
-        else:
-            batches = {name: getattr(loader, name) for name in ("batch_size", "sampler", "drop_last")}
-        super().__init__(
-            _Indices(len(loader.dataset)), generator=loader.generator, collate_fn=self._collate, **batches
-        )
-        self._find, self._description = entry, description
+        self._loader, self._find, self._description = loader, entry, description
         self._entry: CacheEntry | None = None
-        self._names = image_names(loader.dataset)
 
-    def __iter__(self) -> Any:
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
         if self._entry is None:
             entry = self._find()
             if entry is None or not entry.fill((), None, self._description):
                 raise NotServedError(f"the images of {self._description or 'a loader'} are not cached")
             self._entry = entry
-        return super().__iter__()
-
-    def _collate(self, indices: list[int]) -> dict[str, Any]:
-        entry: Any = self._entry
-        features, labels = entry.features(indices)
-        feature = features.activation
-        batch = {"data": feature, "data_aux": feature.clone(), "label": torch.from_numpy(labels)}
-        if self._names:
-            batch["image_name"] = [self._names[index] for index in indices]
-        return batch
-
-
-def image_names(dataset: Any) -> Sequence[str]:
-    """Return the image names of OpenOOD's image lists and of this package's datasets (empty for others)."""
-    if (lines := getattr(dataset, "imglist", None)) is not None:
-        return [line.split(" ", 1)[0] for line in lines]
-    paths = getattr(getattr(dataset, "files", dataset), "paths", ())
-    return paths if isinstance(paths, Sequence) else ()
+        for indices in loader_batches(self._loader):
+            features, labels = self._entry.features(indices)
+            feature = features.activation
+            yield {"data": feature, "data_aux": feature.clone(), "label": torch.from_numpy(labels)}
 
 
 def exact_head(network: nn.Module, extractor: FeatureExtractor, images: Tensor) -> LinearHead:
-    """Return the head of a network that returns exactly what its head saw with ``return_feature=True``.
+    """Return the head of a network that returns exactly the input of its head with ``return_feature=True``.
 
     Raises:
         NotServedError: Another network.
@@ -154,8 +130,7 @@ def exact_head(network: nn.Module, extractor: FeatureExtractor, images: Tensor) 
     except Exception as error:
         raise NotServedError(f"{name} returns no feature, or has no linear head ({error})") from error
     wanted = (features.logits, features.activation)
-    same = isinstance(output, tuple) and len(output) == 2
-    if not same or not all(_same(*pair) for pair in zip(output, wanted, strict=True)):
+    if not isinstance(output, tuple) or len(output) != 2 or not all(map(_same, output, wanted)):
         raise NotServedError(f"the feature that {name} returns is not exactly the input of its head")
     return features.head
 
@@ -179,68 +154,11 @@ def first_images(loader: Any) -> Tensor:
         return source.read(range(min(2, len(source.dataset))))
 
 
-# OpenOOD's Evaluator.
-
-
-def construct(
-    original: Callable[..., None],
-    evaluator: Any,
-    call: dict[str, Any],
-    replaced_loaders: ContextVar[Callable[[Any], Any] | None],
-) -> Session:
-    """Call ``original``, which is ``Evaluator.__init__``, on cached features if they serve its postprocessor.
-
-    Args:
-        original: The method.
-        evaluator: The ``Evaluator``.
-        call: Its arguments.
-        replaced_loaders: Variable whose function replaces the loaders that the method makes.
-    """
-    with feature_cache() as cache:
-        if cache is None:
-            raise RuntimeError("feature_net.construct: it needs a feature cache in use")
-        session = Session(call["net"], cache)
-        name, kind = _postprocessor(call)
-        if not getattr(kind, "__module__", "").startswith("openood_adascale."):
-            try:
-                _require_listed(name, kind)
-                session.construct(original, evaluator, call, replaced_loaders)
-            except NotServedError as error:
-                session.feature_net = None
-                say(f"{name}: runs on the images: {error}", once=False)
-            else:
-                return session
-        original(evaluator, **call)
-    return session
-
-
-def _table() -> Mapping[str, type]:
-    found: Mapping[str, type] = vars(sys.modules["openood.evaluation_api.postprocessor"])["postprocessors"]
-    return found
-
-
-def _postprocessor(call: Mapping[str, Any]) -> tuple[str, type | None]:
-    """Return name and class of the postprocessor that an ``Evaluator`` is made for."""
-    given, name, table = call.get("postprocessor"), call.get("postprocessor_name"), _table()
-    if given is None:
-        return str(name), table.get(str(name))
-    kind = type(given)
-    if name is None:
-        name = next((one for one in FROM_FEATURES if table.get(one) is kind), kind.__name__)
-    return str(name), kind
-
-
-def _require_listed(name: str, kind: type | None) -> None:
-    if name not in FROM_FEATURES:
-        raise NotServedError("it is not in the list of postprocessors that need features only")
-    if kind is not _table().get(name) or not str(getattr(kind, "__module__", "")).startswith("openood."):
-        raise NotServedError("it is not OpenOOD's own class")
-
-
 class Session:
-    """Network, feature cache and, if they serve its postprocessor, cached features of an ``Evaluator``.
+    """Network, feature cache and, if they serve its postprocessor, cached features of an OpenOOD ``Evaluator``.
 
-    The ``Evaluator``'s own network and loaders are exchanged for those of features while one of its methods runs.
+    The attributes that a user sees are the real network and loaders; they are exchanged for those of features while one
+    of the ``Evaluator``'s methods runs.
 
     Args:
         network: Network that the ``Evaluator`` was given.
@@ -248,25 +166,50 @@ class Session:
     """
 
     def __init__(self, network: nn.Module, cache: FeatureCache) -> None:
-        self.feature_net: Any = None
-        """:class:`FeatureNet`, in the wrapper that the ``Evaluator`` puts around a network."""
         self._network, self._cache = network, cache
         self._extractor = FeatureExtractor(network)
-        self._loaders: list[tuple[Any, FeatureLoader]] = []  # by the loaders themselves; an id can be reused
-        self._weights = self._extractor.weights_version()
+        self._name = ""
+        self._feature_net: nn.Module | None = None  # in the wrapper that the Evaluator puts around a network
+        self._net: Any = None  # the Evaluator's attribute
 
-    def construct(
-        self,
-        original: Callable[..., None],
-        evaluator: Any,
-        call: dict[str, Any],
-        replaced_loaders: ContextVar[Callable[[Any], Any] | None],
-    ) -> None:
-        """Make the ``Evaluator`` on cached features; see :func:`construct`.
+    def construct(self, original: Callable[..., None], evaluator: Any, call: dict[str, Any]) -> None:
+        """Call ``original``, which is ``Evaluator.__init__``, on cached features if they serve its postprocessor.
 
-        Raises:
-            NotServedError: They do not serve network or datasets.
+        Args:
+            original: The method.
+            evaluator: The ``Evaluator``.
+            call: Its arguments.
         """
+        table: Mapping[str, type] = sys.modules["openood.evaluation_api.postprocessor"].postprocessors
+        given, self._name = call.get("postprocessor"), str(call.get("postprocessor_name") or "")
+        kind: Any = table.get(self._name) if given is None else type(given)
+        self._name = self._name or next(
+            (one for one in FROM_FEATURES if table.get(one) is kind), kind.__name__
+        )
+        with feature_cache(self._cache):
+            try:
+                if not self._is_ours(kind):
+                    self._require_listed(kind, table)
+                    self._construct_from_features(original, evaluator, call)
+            except NotServedError as error:
+                self._use_images(error)
+            if self._feature_net is None:
+                original(evaluator, **call)
+        self._net, self._weights = evaluator.net, self._extractor.weights_version()
+
+    @staticmethod
+    def _is_ours(kind: Any) -> bool:
+        return str(getattr(kind, "__module__", "")).startswith("openood_adascale.")
+
+    def _require_listed(self, kind: Any, table: Mapping[str, type]) -> None:
+        if self._name not in FROM_FEATURES:
+            raise NotServedError("it is not in the list of postprocessors that need features only")
+        if kind is not table.get(self._name) or not kind.__module__.startswith("openood."):
+            raise NotServedError("it is not OpenOOD's own class")
+
+    def _construct_from_features(
+        self, original: Callable[..., None], evaluator: Any, call: dict[str, Any]
+    ) -> None:
         net = FeatureNet()
         real: list[Any] = []
 
@@ -278,64 +221,54 @@ class Session:
                 raise NotServedError("the images are not cached")
             return self._of_features(loaders)
 
-        token = replaced_loaders.set(replace)
+        token = REPLACED_LOADERS.set(replace)
         try:
             original(evaluator, **{**call, "net": net})
         finally:
-            replaced_loaders.reset(token)
-        self.feature_net = evaluator.net
-        self._weights = self._extractor.weights_version()
-        # The attributes that a user sees are the real ones.
+            REPLACED_LOADERS.reset(token)
+        self._feature_net = evaluator.net
         evaluator.net = self._network if evaluator.net is net else type(evaluator.net)(self._network)
         evaluator.net.eval()
         evaluator.dataloader_dict = real[0]
 
-    def call(self, original: Callable[..., Any], evaluator: Any, args: tuple[Any, ...], name: str) -> Any:
+    def _use_images(self, error: NotServedError) -> None:
+        self._feature_net = None
+        say(f"{self._name}: runs on the images: {error}", once=False)
+
+    def call(self, method: Callable[[], Any], evaluator: Any) -> Any:
         """Call a method of the ``Evaluator``, on cached features if they serve its postprocessor."""
         with feature_cache(self._cache):
-            if self.feature_net is None or evaluator.net is self.feature_net or not self._is_of(evaluator):
-                return self._on_images(original, evaluator, args, name)
-            net, loaders = evaluator.net, evaluator.dataloader_dict
+            if self._feature_net is not None and self._is_unchanged(evaluator):
+                net, loaders = evaluator.net, evaluator.dataloader_dict
+                try:
+                    evaluator.net, evaluator.dataloader_dict = self._feature_net, self._of_features(loaders)
+                    return method()
+                except NotServedError as error:
+                    self._use_images(error)
+                finally:
+                    evaluator.net, evaluator.dataloader_dict = net, loaders
+            return method()
+
+    def plain_predictions(self, evaluator: Any, loader: Any) -> tuple[Tensor, Tensor] | None:
+        """Return the network's predictions and the labels of a loader's images from a float32 pass that is cached."""
+        if not self._is_unchanged(evaluator) or self._entry(loader) is None:
+            return None
+        with feature_cache(self._cache):
             try:
-                evaluator.net, evaluator.dataloader_dict = self.feature_net, self._of_features(loaders)
-                return original(evaluator, *args)
-            except NotServedError as error:
-                self.feature_net = None
-                say(f"{type(evaluator.postprocessor).__name__}: runs on the images: {error}", once=False)
-            finally:
-                evaluator.net, evaluator.dataloader_dict = net, loaders
-            return self._on_images(original, evaluator, args, name)
-
-    def _on_images(
-        self, original: Callable[..., Any], evaluator: Any, args: tuple[Any, ...], name: str
-    ) -> Any:
-        found = None
-        if name == "_classifier_inference" and args and evaluator.net is not self.feature_net:
-            found = self._predictions(evaluator, args[0])
-        return original(evaluator, *args) if found is None else found
-
-    def _predictions(self, evaluator: Any, loader: Any) -> tuple[Tensor, Tensor] | None:
-        """Return the network's predictions and the labels of a loader's images, if a float32 pass has them."""
-        if not self._is_of(evaluator) or self._entry(loader) is None:
-            return None
-        try:
-            batches = [
-                (statistics.prediction.cpu(), torch.from_numpy(labels))
-                for statistics, labels in iterate_statistics(
-                    self._extractor, loader, FeatureRequest(), FLOAT32, description="Accuracy"
-                )
-            ]
-        except (ValueError, TypeError, RuntimeError):  # a network without a linear head, say
-            return None
+                batches = [
+                    (statistics.prediction.cpu(), torch.from_numpy(labels))
+                    for statistics, labels in iterate_statistics(
+                        self._extractor, loader, FeatureRequest(), FLOAT32, description="Accuracy"
+                    )
+                ]
+            except (ValueError, TypeError, RuntimeError):  # a network without a linear head, say
+                return None
         predictions, labels = (torch.cat(column) for column in zip(*batches, strict=True))
         return predictions, labels
 
-    def _is_of(self, evaluator: Any) -> bool:
-        """Return True if the ``Evaluator`` still has the network that it was given, with the same weights."""
-        net = evaluator.net
-        if type(net).__module__.startswith("openood.networks.") and net is not self._network:
-            net = getattr(net, "backbone", None)  # in a wrapper of the Evaluator's
-        return net is self._network and self._weights.holds(unwrap(self._network))
+    def _is_unchanged(self, evaluator: Any) -> bool:
+        """Return True if the ``Evaluator`` still has its network, with the same weights."""
+        return evaluator.net is self._net and self._weights.holds(unwrap(self._network))
 
     def _entry(self, loader: Any) -> CacheEntry | None:
         return self._cache.entry(self._extractor, loader, FLOAT32)
@@ -350,8 +283,4 @@ class Session:
         return found
 
     def _loader(self, loader: Any, path: str) -> FeatureLoader:
-        for known, made in self._loaders:
-            if known is loader:
-                return made
-        self._loaders.append((loader, FeatureLoader(loader, lambda: self._entry(loader), path)))
-        return self._loaders[-1][1]
+        return FeatureLoader(loader, lambda: self._entry(loader), path)

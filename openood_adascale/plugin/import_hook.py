@@ -6,6 +6,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -15,11 +17,17 @@ VARIABLE = "OPENOOD_ADASCALE_DISABLE"
 DATASETS_VARIABLE = "OPENOOD_ADASCALE_DATASETS"
 """Environment variable: YAML files of custom datasets, separated as paths are."""
 PARTS = ("register", "device", "stubs", "memory")
-_SYNONYMS = {"stand-ins": "stubs"}
 _ALL = {"1", "all", "true"}
 LOCK = threading.RLock()  # guards the plugin's state; never held while a module of OpenOOD is imported
 
+REPLACED_LOADERS: ContextVar[Callable[[Any], Any] | None] = ContextVar("replaced_loaders", default=None)
+"""Replacement of the loaders of the ``Evaluator`` that is being made."""
+
 _said: set[str] = set()
+
+
+def _words() -> set[str]:
+    return {word.strip().lower() for word in os.environ.get(VARIABLE, "").split(",")}
 
 
 def switched_off(part: str = "all") -> bool:
@@ -27,31 +35,19 @@ def switched_off(part: str = "all") -> bool:
     return not _words().isdisjoint(_ALL | {part})
 
 
-def unknown_words() -> list[str]:
-    """Return the words in ``OPENOOD_ADASCALE_DISABLE`` without a meaning."""
-    return sorted(_words() - _ALL - {"", "0", *PARTS})
-
-
-def _words() -> set[str]:
-    words = (word.strip().lower() for word in os.environ.get(VARIABLE, "").split(","))
-    return {_SYNONYMS.get(word, word) for word in words}
-
-
 def say(line: str, once: bool = True) -> None:
     """Print ``line`` to stderr, once per process or every time; child processes do not repeat it."""
-    if (once and line in _said) or _is_child():
+    if (once and line in _said) or _is_child() or sys.stderr is None:
         return
     _said.add(line)
-    try:
-        if sys.stderr is not None:
-            print(f"openood-adascale: {line}", file=sys.stderr, flush=True)
-    except (OSError, ValueError):  # a closed stderr
-        pass
+    with suppress(OSError, ValueError):  # a closed stderr
+        print(f"openood-adascale: {line}", file=sys.stderr, flush=True)
 
 
-def say_done(line: str, part: str) -> None:
-    """Print ``line`` once, with the setting that switches ``part`` of the plugin off."""
-    say(f"{line} ({VARIABLE}={part} switches this off)")
+def say_unknown_words() -> None:
+    """Print a line about words in ``OPENOOD_ADASCALE_DISABLE`` without a meaning."""
+    if unknown := sorted(_words() - _ALL - {"", "0", *PARTS}):
+        say(f"{VARIABLE}: ignoring {', '.join(map(repr, unknown))}; known are 1, {', '.join(PARTS)}")
 
 
 def _is_child() -> bool:
@@ -75,9 +71,6 @@ def keep_memory() -> bool:
     return not switched_off("memory") and keep()
 
 
-# Packaged YAML files.
-
-
 def configs_root() -> Path:
     """Return the directory of the packaged configs, laid out as OpenOOD's: ``postprocessors/<name>.yml``."""
     package = Path(__file__).resolve().parents[1]
@@ -91,8 +84,6 @@ def packaged_yaml(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-# Changes to other people's objects.
-
 _ABSENT = object()
 
 
@@ -101,9 +92,6 @@ class Changes:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._undo)
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set ``owner[name]`` of a dict, or ``owner.name`` of a module or class."""
@@ -150,8 +138,6 @@ def _put(owner: Any, name: str, value: Any) -> None:
         delattr(owner, name)
 
 
-# The finder.
-
 Run = Callable[[ModuleType], None]
 
 
@@ -162,20 +148,18 @@ class Finder:
     """
 
     def __init__(self) -> None:
-        self._first: Callable[[], None] | None = None
+        self.pending: set[str] = set()
+        """Modules of OpenOOD that were loaded, or being executed, when this package was registered."""
+        self._register: Callable[[], None] | None = None
         self._execute: Callable[[ModuleType, Run], None] | None = None
         self._catch_up: Callable[[], None] | None = None
-        self._untouched = True
-        self.pending = False
-        """True if half-initialised modules are to be looked at again once torch is complete."""
+        self._decided = False
 
-    def wait(self, first: Callable[[], None]) -> None:
-        """Call ``first``, which calls :meth:`start`, when OpenOOD is imported; no effect once started or stopped."""
+    def wait(self, register: Callable[[], None]) -> None:
+        """Call ``register``, which calls :meth:`start`, when OpenOOD is imported; no effect once started or stopped."""
         with LOCK:
-            if self._untouched:
-                self._first = first
-                # If OpenOOD is importing torch, some of its modules are being executed already.
-                self.pending = any(name.startswith("openood.") for name in list(sys.modules))
+            if not self._decided:
+                self._register = register
                 self._install()
 
     def start(self, execute: Callable[[ModuleType, Run], None], catch_up: Callable[[], None]) -> None:
@@ -183,53 +167,57 @@ class Finder:
 
         Args:
             execute: Called in place of a module's own execution, with the module and the function that executes it.
-            catch_up: Called at the next import of any module if :attr:`pending` is set and torch is complete.
+            catch_up: Called at the imports of any module as long as some are :attr:`pending` and torch is complete.
         """
         with LOCK:
-            self._untouched, self._first = False, None
+            self._decided, self._register = True, None
             self._execute, self._catch_up = execute, catch_up
             self._install()
 
     def stop(self) -> None:
         """Leave OpenOOD's imports alone."""
         with LOCK:
-            self._untouched, self._first, self.pending = False, None, False
-            self._execute = self._catch_up = None
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
+            self._decided = True
+            self._register = self._execute = self._catch_up = None
+            self.pending.clear()
+            # A new list, since other threads may be walking through the old one.
+            sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
 
     def _install(self) -> None:
+        # Modules that other threads are importing are patched when they are complete.
+        self.pending.update(name for name in list(sys.modules) if name.startswith("openood."))
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
 
     def _begin(self) -> None:
         # In every thread that meets OpenOOD before the first one has called start().
-        if (first := self._first) is not None:
+        if (register := self._register) is not None:
             try:
-                first()
+                register()
             except Exception as error:
+                self._register = None
                 say(f"not active, OpenOOD works as without it: {type(error).__name__}: {error}")
 
     def execute(self, module: ModuleType, run: Run) -> None:
         """Execute a module of OpenOOD by ``run(module)``."""
         self._begin()
-        if self._execute is None:
+        if (execute := self._execute) is None:
             run(module)
         else:
-            self._execute(module, run)
+            execute(module, run)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Return the module's spec (protocol of ``sys.meta_path``)."""
         if self.pending and not half_initialised(sys.modules.get("torch")):
-            self.pending = False  # before the calls below, which may import
-            self._begin()
-            if self._catch_up is not None:
-                self._catch_up()
+            if (catch_up := self._catch_up) is not None:
+                catch_up()
+            else:
+                self.pending = set()  # start() fills it again
+                self._begin()
         if not name.startswith("openood."):
             return None
         finders = list(sys.meta_path)
-        later = finders[finders.index(self) + 1 :] if self in finders else finders
-        for finder in later:
+        for finder in finders[finders.index(self) + 1 :] if self in finders else finders:
             find_spec = getattr(finder, "find_spec", None)
             spec = find_spec and find_spec(name, path, target)
             if spec is not None:
@@ -251,8 +239,7 @@ class _Loader:
         return getattr(self._loader, name)
 
     def exec_module(self, module: ModuleType) -> None:
-        loader = self._loader
-        module.__loader__ = loader
+        module.__loader__ = loader = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = loader  # for inspect, linecache, pickle
         self._execute(module, loader.exec_module)

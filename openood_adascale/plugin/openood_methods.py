@@ -11,7 +11,7 @@ import inspect
 import io
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..features.cache import FeatureCache, current_cache
 from ..features.extractor import FLOAT32, FeatureExtractor, prepare_images
 from ..features.head import LinearHead, SplitNetwork, logits_of
 from ..features.loading import is_hidden, unpack
-from ..features.modes import NetworkWrapper, device_of, original, unwrap
+from ..features.network import NetworkWrapper, device_of, original, unwrap
 from .custom_dataset import RequiredLoaders, normalization_of
 from .feature_net import FROM_FEATURES, FeatureLoader, FeatureNet, NotServedError, exact_head, first_images
 from .import_hook import Changes, say
@@ -56,7 +56,7 @@ class OpenOODMethods:
     """
 
     def __init__(self, progress: bool | None = None) -> None:
-        self._progress = progress
+        self.progress = progress
         self._directory: Any = None
         self._cache: FeatureCache | None = None
 
@@ -65,7 +65,7 @@ class OpenOODMethods:
         return list(FROM_FEATURES) if named == "all" else [named]
 
     def method(self, name: str, network: nn.Module) -> OpenOODMethod:
-        """Return a postprocessor of OpenOOD as a method of :func:`~openood_adascale.evaluation.evaluate.evaluate`.
+        """Return a postprocessor of OpenOOD as a method of :func:`~openood_adascale.evaluate`.
 
         Settings and search are those of OpenOOD's own ``configs/postprocessors/NAME.yml``.
 
@@ -99,17 +99,6 @@ class OpenOODMethods:
             self._cache = FeatureCache(self._directory.name)
         return self._cache
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Hide what OpenOOD prints, and show its progress bars only if asked for."""
-        own, bars = tqdm.__init__, Changes()
-        bars.set(tqdm, "__init__", functools.partialmethod(own, disable=is_hidden(self._progress)))
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                yield
-        finally:
-            bars.undo()
-
 
 class OpenOODMethod:
     """A postprocessor of OpenOOD; see :meth:`OpenOODMethods.method`. It has OpenOOD's postprocessor methods."""
@@ -125,17 +114,16 @@ class OpenOODMethod:
         self._extractor = FeatureExtractor(network)
         self._benchmark: Benchmark | None = None
         self._postprocessor: Any = None
-        self._from_features = name in FROM_FEATURES
         self._net: nn.Module | None = None
+        self.from_features = name in FROM_FEATURES
         self._classes = 0
-        self._loaders: list[tuple[Any, Any]] = []
 
     def __repr__(self) -> str:
         return f"OpenOODMethod({self.name!r}, {type(self.network).__name__})"
 
     def check(self, benchmark: Benchmark) -> None:
         """Read the YAML file: the search, and its sweep."""
-        self._benchmark, self._loaders = benchmark, []
+        self._benchmark = benchmark
         self._classes = self._extractor.extract(self._images()).logits.shape[1]
         with self._lent():
             made = self._make()
@@ -145,34 +133,28 @@ class OpenOODMethod:
     def setup(self, net: Any, id_loader_dict: Any, ood_loader_dict: Any) -> None:
         """Set the postprocessor up with the benchmark that was checked last, without a search."""
         self.hyperparam_search_done = False
-        self._from_features = self.name in FROM_FEATURES
-        if not self._from_features:
-            say(
-                f"{KIND}:{self.name}: runs on the images: it is not in the list of postprocessors that need features only"
+        self.from_features = self.name in FROM_FEATURES
+
+        def set_up() -> None:
+            self._net, self._postprocessor = self._network(), self._make()
+            self._postprocessor.setup(
+                self._net, self._tree(id_loader_dict), self._tree(ood_loader_dict, "ood ")
             )
-        try:
-            self._set_up(id_loader_dict, ood_loader_dict)
-        except NotServedError as error:
-            self._on_images(error)
-            self._set_up(id_loader_dict, ood_loader_dict)
+
+        if not self.from_features:
+            self._say_images("it is not in the list of postprocessors that need features only")
+        self._run(set_up)
 
     def inference(
         self, net: Any, data_loader: Iterable[Any], progress: bool | None = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (N,) predicted classes, scores and labels of the images of one of the benchmark's loaders."""
 
-        def run() -> Any:
-            with self._lent():
-                loader = self._loader(data_loader)
-                return self._postprocessor.inference(self._net, loader, progress=progress is not False)
+        def infer() -> Any:
+            loader = self._loader(data_loader)
+            return self._postprocessor.inference(self._net, loader, progress=progress is not False)
 
-        try:
-            found = run()
-        except NotServedError as error:
-            self._on_images(error)
-            self._net = self._network()
-            found = run()
-        predictions, scores, labels = found
+        predictions, scores, labels = self._run(infer)
         scores = np.asarray(scores)
         return predictions, scores[:, 0] if scores.shape == (len(scores), 1) else scores, labels  # gram's
 
@@ -184,14 +166,19 @@ class OpenOODMethod:
         """Return the present values."""
         return self._postprocessor.get_hyperparam()
 
-    def _set_up(self, known: Mapping[str, Any], ood: Mapping[str, Any]) -> None:
+    def _run(self, step: Callable[[], Any]) -> Any:
+        """Run a step on cached features, or on the images if these do not serve."""
         with self._lent():
-            self._net, self._postprocessor = self._network(), self._make()
-            self._postprocessor.setup(self._net, self._tree(known), self._tree(ood, "ood "))
+            try:
+                return step()
+            except NotServedError as error:
+                self._say_images(str(error))
+                self.from_features = False
+                self._net = self._network()
+                return step()
 
-    def _on_images(self, error: Exception) -> None:
-        say(f"{KIND}:{self.name}: runs on the images: {error}")
-        self._from_features, self._loaders = False, []
+    def _say_images(self, reason: str) -> None:
+        say(f"{KIND}:{self.name}: runs on the images: {reason}")
 
     def _make(self) -> Any:
         api = evaluation_api(f"{KIND}:{self.name}")
@@ -199,11 +186,9 @@ class OpenOODMethod:
 
     def _network(self) -> nn.Module:
         """Return the network that the postprocessor is called with."""
-        wrapper = vars(sys.modules["openood.evaluation_api.evaluator"]).get(
-            _WRAPPERS.get(self.name, ""), nn.Module
-        )
-        network: nn.Module = FeatureNet(self._head()) if self._from_features else self._with_features()
-        return network if wrapper is nn.Module else wrapper(network)
+        network = FeatureNet(self._head()) if self.from_features else self._with_features()
+        wrapper = getattr(sys.modules["openood.evaluation_api.evaluator"], _WRAPPERS.get(self.name, ""), None)
+        return network if wrapper is None else wrapper(network)
 
     def _head(self) -> LinearHead:
         images = self._images()
@@ -218,10 +203,9 @@ class OpenOODMethod:
         if takes and all(callable(getattr(inside, name, None)) for name in ("get_fc", "get_fc_layer")):
             return self.network
         self._extractor.extract(self._images())
-        split = self._extractor.split
-        if split is None:
+        if self._extractor.split is None:
             raise RuntimeError("network: no head was found")
-        return NetworkWithFeatures(self.network, split)
+        return NetworkWithFeatures(self.network, self._extractor.split)
 
     def _images(self) -> Tensor:
         test: Any = None if self._benchmark is None else self._benchmark.test
@@ -231,31 +215,34 @@ class OpenOODMethod:
             images = unpack(next(iter(test)))[0][:2]
         return prepare_images(unwrap(self.network), images)
 
-    # Loaders.
-
     def _tree(self, loaders: Mapping[str, Any], prefix: str = "") -> RequiredLoaders:
         found: dict[str, Any] = {}
-        read = ("train", "val") if not prefix and self.name not in _WITHOUT_CLASSES else ()
+        needs_classes = not prefix and self.name not in _WITHOUT_CLASSES
         for name, loader in loaders.items():
             if isinstance(loader, Mapping):
                 found[name] = {key: self._loader(one) for key, one in loader.items()}
-            elif loader is not None:
-                found[name] = (
-                    _no_labels(name) if name in read and not _has_labels(loader) else self._loader(loader)
+            elif needs_classes and name in ("train", "val") and not _has_labels(loader):
+                found[name] = _missing(
+                    name,
+                    ": labels",
+                    f"the class of each {name} image, which this method needs (a folder for each class "
+                    "and --labels folders)",
                 )
-        return RequiredLoaders(found, lambda key: _no_images(prefix + key))
+            elif loader is not None:
+                found[name] = self._loader(loader)
+        return RequiredLoaders(
+            found, lambda key: _missing(prefix + key, "", f"{prefix}{key} images, which this method needs")
+        )
 
     def _loader(self, loader: Any) -> Any:
-        for known, made in self._loaders:
-            if known is loader:
-                return made
-        if self._from_features:
-            cache = self._methods.cache
-            made = FeatureLoader(loader, lambda: cache.entry(self._extractor, loader, FLOAT32), "images")
-        else:
-            made = _image_loader(loader)
-        self._loaders.append((loader, made))
-        return made
+        if self.from_features:
+            return FeatureLoader(
+                loader, lambda: self._methods.cache.entry(self._extractor, loader, FLOAT32), "images"
+            )
+        dataset: Any = getattr(loader, "dataset", None)
+        if hasattr(dataset, "__getitem__") and len(dataset) and isinstance(dataset[0], Mapping):
+            return loader
+        return _Dicts(loader)
 
     @contextmanager
     def _lent(self) -> Iterator[None]:
@@ -267,19 +254,20 @@ class OpenOODMethod:
         if self.name in _NORMALISE and normalization is None:
             say(f"{self.name}: the images' transform shows no mean and std; 0.5 is taken for both")
         evaluation_api(f"{KIND}:{self.name}")
-        tables, gradients = Changes(), [(p, p.grad) for p in self.network.parameters()]
-        tables.set(sys.modules["openood.postprocessors.info"].num_classes_dict, _DATASET, self._classes)
+        changes, gradients = Changes(), [(p, p.grad) for p in self.network.parameters()]
+        changes.set(sys.modules["openood.postprocessors.info"].num_classes_dict, _DATASET, self._classes)
         if normalization is not None:
-            tables.set(
-                sys.modules["openood.preprocessors.transform"].normalization_dict, _DATASET, normalization
-            )
+            table = sys.modules["openood.preprocessors.transform"].normalization_dict
+            changes.set(table, _DATASET, normalization)
+        hidden = functools.partialmethod(tqdm.__init__, disable=is_hidden(self._methods.progress))
+        changes.set(tqdm, "__init__", hidden)
         for parameter, _ in gradients:
             parameter.grad = None
         try:
-            with self._methods.quiet(), CUDA.going_to(device_of(self.network)):
+            with contextlib.redirect_stdout(io.StringIO()), CUDA.going_to(device_of(self.network)):
                 yield
         finally:
-            tables.undo()
+            changes.undo()
             for parameter, gradient in gradients:
                 parameter.grad = gradient
 
@@ -355,21 +343,8 @@ class _Dicts:
         return getattr(self._loader, name)
 
 
-def _image_loader(loader: Any) -> Any:
-    """Return a loader with the batches of OpenOOD's loaders."""
-    dataset: Any = getattr(loader, "dataset", None)
-    if hasattr(dataset, "__getitem__") and len(dataset) and isinstance(dataset[0], Mapping):
-        return loader
-    return _Dicts(loader)
-
-
-def _no_images(name: str) -> SettingError:
-    return SettingError(_OPTIONS.get(name, name), None, f"{name} images, which this method needs")
-
-
-def _no_labels(name: str) -> SettingError:
-    expected = f"the class of each {name} image, which this method needs (a folder for each class and --labels folders)"
-    return SettingError(f"{_OPTIONS.get(name, name)}: labels", None, expected)
+def _missing(name: str, part: str, expected: str) -> SettingError:
+    return SettingError(_OPTIONS.get(name, name) + part, None, expected)
 
 
 def _has_labels(loader: Any) -> bool:

@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..features.indexed import IndexedLoader, loader_batches
+from ..features.indexed import IndexedLoader, describe_images, loader_batches
 from ..features.loading import is_hidden
-from ..parallel import SharedObject, content_key, current_pool, reader_processes
+from ..parallel import SharedObject, content_key, current_pool
 
 ONE_SCORE_PER_IMAGE = frozenset(
-    {"ODINPostprocessor", "GRAMPostprocessor", "RankFeatPostprocessor", "AdaScalePostprocessor"}
+    {
+        "ODINPostprocessor",
+        "IODINPostprocessor",
+        "GRAMPostprocessor",
+        "RankFeatPostprocessor",
+        "AdaScalePostprocessor",
+    }
 )
 """OpenOOD's classes whose score of an image depends on that image alone, without random draws."""
 _BATCHES = 4  # in a piece of work
@@ -48,7 +54,7 @@ def infer(
     with tqdm(
         total=sum(map(len, batches)), unit="image", disable=is_hidden(None if progress else False)
     ) as bar:
-        for part in pool.map(_infer_piece, pieces, shared, _describe):
+        for part in pool.map(_infer_piece, pieces, shared, describe_images):
             parts.append(part)
             bar.update(len(part[2]))
     predictions, confidences, labels = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -56,12 +62,6 @@ def infer(
 
 
 def _infer_piece(objects: Mapping[str, Any], piece: tuple[tuple[int, ...], ...]) -> Any:
-    (postprocessor, net), source = objects["postprocessor"], objects["dataset"]
-    source.num_workers = reader_processes(source.num_workers)
+    postprocessor, net = objects["postprocessor"]
     net.eval().cuda()  # OpenOOD's way to the worker's device
-    return postprocessor.inference(net, source.loader(piece), progress=False)
-
-
-def _describe(piece: tuple[tuple[int, ...], ...]) -> str:
-    indices = [index for batch in piece for index in batch]
-    return f"images {min(indices)} to {max(indices)} of the dataset ({len(indices)} images, counted from 0)"
+    return postprocessor.inference(net, objects["dataset"].loader(piece), progress=False)

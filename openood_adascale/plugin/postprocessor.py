@@ -25,9 +25,8 @@ from ..features.fingerprint import (
     first_difference,
     weights_fingerprint,
 )
-from ..features.modes import unwrap
-from ..features.statistics import FeatureRequest, FeatureStatistics
-from ..metrics import auroc
+from ..features.network import unwrap
+from ..features.statistics import FeatureRequest
 from .config import (
     Configuration,
     default_section,
@@ -38,7 +37,7 @@ from .config import (
 )
 from .import_hook import say
 
-FORMAT = 4
+FORMAT = 5
 """Format of pickles."""
 _IMAGES = {"train": "training", "val": "validation", "ood_val": "OOD validation"}
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -75,16 +74,20 @@ class DetectorPostprocessor(BasePostprocessor):
             raise TypeError("give either OpenOOD's config or keyword arguments, not both")
         else:
             section = plain(config).get("postprocessor") or {}
-        self.yaml_source: tuple[str, str, str] | None = None
-        """Arguments of ``get_postprocessor``: config_root, name, ID dataset. Set by the plugin."""
+        self.yaml_name: str | None = None
+        """Name of the YAML file that the settings are of (None for keyword arguments); set by the plugin."""
+        self.config_root: str | None = None
+        """Directory of the ``Evaluator``'s configs, for pickles; set by the plugin."""
         self._pickled: dict[str, Any] | None = None
         self._configure(Configuration.parse(self.method, section, environment_overrides()))
         self._reset()
 
     @classmethod
-    def by_default(cls) -> DetectorPostprocessor:
+    def by_default(cls, name: str) -> DetectorPostprocessor:
         """Return the postprocessor without a YAML file."""
-        return cls({"postprocessor": default_section(cls.method)})
+        found = cls({"postprocessor": default_section(cls.method)})
+        found.yaml_name = name
+        return found
 
     def _configure(self, configured: Configuration) -> None:
         self._configured = configured
@@ -96,14 +99,11 @@ class DetectorPostprocessor(BasePostprocessor):
         self._settings: Any = self._configured.settings
         self.hyperparam_search_done = False
         self.setup_flag = False  # eval_ood.py saves postprocessors with this attribute
-        self.search_table: dict[tuple[tuple[str, Any], ...], float] = {}
-        """AUROC in percent of each candidate that OpenOOD's search has tried."""
         self._detector: Detector[Any, Any] | None = None
         self._loaders: dict[str, Any] = {}
         self._searching = False
         self._collected: list[tuple[Any, LabelledStatistics]] = []
-        self._scores: dict[str, np.ndarray] = {}
-        self._plain: list[tuple[nn.Module, Any, np.ndarray, np.ndarray]] = []
+        self._plain: list[tuple[nn.Module, Any, Tensor, Tensor]] = []
 
     def __repr__(self) -> str:
         chosen = ", ".join(f"{name}={value!r}" for name, value in self.settings.as_dict().items())
@@ -111,16 +111,9 @@ class DetectorPostprocessor(BasePostprocessor):
 
     @property
     def settings(self) -> Settings:
-        """Present settings, after a search the best ones; assigned ones count at the next ``setup``."""
+        """Present settings, after a search the best ones."""
         found: Settings = self._settings
         return found
-
-    @settings.setter
-    def settings(self, settings: Settings) -> None:
-        self._configure(Configuration(settings, self.args_dict, self.APS_mode))
-        self._settings = settings
-        if self._detector is not None:
-            self._detector.settings = settings
 
     @property
     def state(self) -> Any:
@@ -137,6 +130,7 @@ class DetectorPostprocessor(BasePostprocessor):
         A pickle of an earlier run with the same settings, weights and validation images needs no pass.
 
         Raises:
+            SettingError: A search without a sweep.
             ValueError: The loader to fit on is missing.
         """
         if not isinstance(net, nn.Module):
@@ -162,10 +156,9 @@ class DetectorPostprocessor(BasePostprocessor):
         if len(hyperparam) != len(names):
             expected = f"{len(names)} values, for the lists of the sweep: {', '.join(names) or 'none'}"
             raise SettingError("hyperparam", hyperparam, expected)
-        self._settings = self._settings.replace(**dict(zip(names, hyperparam, strict=True)))
-        self._scores = {}
         if self._detector is None:
             raise self._not_fitted()
+        self._settings = self._settings.replace(**dict(zip(names, hyperparam, strict=True)))
         self._searching = self.APS_mode
         self._detector.settings = self._settings
         self._fit()
@@ -184,30 +177,35 @@ class DetectorPostprocessor(BasePostprocessor):
         """Return predictions, scores and labels of a loader's images."""
         detector, show = self._detector_of(net), _shown(progress)
         detector.require_fitted()
-        side = next((s for s in ("val", "ood_val") if data_loader is self._loaders.get(s, self)), None)
-        if self._searching and side is not None:
-            statistics, labels = self._statistics(data_loader, show)
-            predictions, scores = (column.numpy() for column in self._score(detector, statistics))
-            self._note_candidate(side, scores)
-            return predictions.astype(int), scores, labels
-        batches = []
-        settings = detector.settings
-        for statistics, labels in iterate_statistics(
-            detector.extractor, data_loader, settings.request(), settings.inference, show, "Score"
-        ):
-            predictions, scores = (column.cpu().numpy() for column in self._score(detector, statistics))
-            batches.append((predictions.astype(int), scores, labels, statistics.prediction.cpu().numpy()))
-        found = [np.concatenate(column) for column in zip(*batches, strict=True)]
+        settings, batches = detector.settings, []
+        if self._searching and any(data_loader is self._loaders.get(role) for role in ("val", "ood_val")):
+            passed = iter([self._statistics(data_loader, show)])
+        else:
+            passed = iterate_statistics(
+                detector.extractor, data_loader, settings.request(), settings.inference, show, "Score"
+            )
+        for statistics, labels in passed:
+            with torch.no_grad():
+                found = detector.score_statistics(statistics, settings, detector.state)
+            batches.append(
+                [*(column.cpu() for column in (*found, statistics.prediction)), torch.from_numpy(labels)]
+            )
+        predictions, scores, plain_predictions, labels_found = (
+            torch.cat(column) for column in zip(*batches, strict=True)
+        )
         if settings.precision == "float32":
             self._plain = [one for one in self._plain if one[1] is not data_loader]
-            self._plain.append((net, data_loader, found[3], found[2]))
-        return found[0], found[1], found[2]
+            self._plain.append((net, data_loader, plain_predictions, labels_found))
+        return predictions.numpy().astype(int), scores.numpy(), labels_found.numpy()
 
-    def plain_predictions(self, net: nn.Module, loader: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    def plain_predictions(self, net: nn.Module, loader: Any) -> tuple[Tensor, Tensor] | None:
         """Return the network's own predictions and the labels of a loader, if :meth:`inference` has seen them."""
-        found = (rest for network, known, *rest in self._plain if network is net and known is loader)
-        predictions, labels = next(found, (None, None))
-        return None if predictions is None or labels is None else (predictions, labels)
+        found = [
+            (predictions, labels)
+            for *of, predictions, labels in self._plain
+            if of[0] is net and of[1] is loader
+        ]
+        return found[0] if found else None
 
     # Fitting and search.
 
@@ -215,27 +213,21 @@ class DetectorPostprocessor(BasePostprocessor):
         return [key.removesuffix("_list") for key in self.args_dict]
 
     def _new_detector(self, net: nn.Module) -> Detector[Any, Any]:
-        settings = {name: getattr(self._settings, name) for name in self._settings.names()}
-        return self.method.detector(net, **settings)
+        return self.method.detector(
+            net, **{name: getattr(self._settings, name) for name in self._settings.names()}
+        )
 
     def _detector_of(self, net: nn.Module) -> Detector[Any, Any]:
-        detector = self._detector
-        if detector is not None and unwrap(detector.network) is unwrap(net):
-            return detector
-        if self.method.detector.requires_fit:
-            raise self._not_fitted()
-        self._detector = self._new_detector(net)
+        if self._detector is None or unwrap(self._detector.network) is not unwrap(net):
+            if self.method.detector.requires_fit:
+                raise self._not_fitted()
+            self._detector = self._new_detector(net)
         return self._detector
 
     def _not_fitted(self) -> NotFittedError:
         return NotFittedError(
             f"{type(self).__name__} is not fitted for this network: call setup(net, id_loader_dict, ood_loader_dict)"
         )
-
-    @staticmethod
-    def _score(detector: Detector[Any, Any], statistics: FeatureStatistics) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            return detector.score_statistics(statistics, detector.settings, detector.state)
 
     def _loaders_of(self, known: Mapping[str, Any], ood: Mapping[str, Any]) -> dict[str, Any]:
         """Return the loaders of the images that fitting and search read, by :data:`_IMAGES`.
@@ -244,9 +236,7 @@ class DetectorPostprocessor(BasePostprocessor):
             ValueError: The one to fit on is missing.
         """
         split, kind = self._settings.split, self.method.detector
-        loaders: dict[str, Any] = (
-            {"val": known.get("val"), "ood_val": ood.get("val")} if self.APS_mode else {}
-        )
+        loaders = {"val": known.get("val"), "ood_val": ood.get("val")} if self.APS_mode else {}
         if kind.requires_fit:
             if known.get(split) is None:
                 other = " (or on the validation images: fit_split: val)" if split == "train" else ""
@@ -264,9 +254,8 @@ class DetectorPostprocessor(BasePostprocessor):
             return
         loader = self._loaders[detector.settings.split]
         if not isinstance(detector, StreamingDetector):
-            statistics = self._statistics(loader).statistics
-            detector.set_state(detector.fit_state(statistics, detector.settings))
-        elif detector.summary is not None and detector.has_summary:
+            detector.set_state(detector.fit_state(self._statistics(loader).statistics, detector.settings))
+        elif detector.has_summary and detector.summary is not None:
             detector.use_summary(detector.summary)
         elif self._searching and detector.settings.split == "val":
             detector.use_summary(detector.summarise([self._statistics(loader).statistics]))
@@ -290,32 +279,19 @@ class DetectorPostprocessor(BasePostprocessor):
             self._collected.append((loader, found))
         return found
 
-    def _note_candidate(self, side: str, scores: np.ndarray) -> None:
-        """Add the present candidate to the search table once both loaders are scored."""
-        self._scores[side] = scores
-        if len(self._scores) < 2 or not all(np.isfinite(both).all() for both in self._scores.values()):
-            return
-        chosen = self.settings.as_dict()
-        row = {name: chosen[name] for name in self._swept()}
-        if isinstance(pair := row.get("percentile"), list):
-            del row["percentile"]
-            row.update(p_min=pair[0], p_max=pair[1])
-        self.search_table[tuple(row.items())] = auroc(self._scores["val"], self._scores["ood_val"])
-
     # Pickles: numbers and settings, never the network.
 
     def __getstate__(self) -> dict[str, Any]:
         if self._pickled is not None:  # as loaded
             return self._pickled
-        detector = self._detector
-        weights, volatile = {}, list[str]()
-        if self.setup_flag and detector is not None:
-            detector.require_fitted()
-            volatile = sorted(detector.extractor.volatile_buffers)
-            weights = weights_fingerprint(detector.network, volatile)
+        weights: dict[str, str] = {}
+        volatile: list[str] = []
+        if self.setup_flag and self._detector is not None:
+            self._detector.require_fitted()
+            volatile = sorted(self._detector.extractor.volatile_buffers)
+            weights = weights_fingerprint(self._detector.network, volatile)
         return {
             "format": FORMAT,
-            "name": self.method.name,
             "configured": self._configured.as_section(),
             "settings": self._settings.as_dict(),
             "state": _arrays(self.state),
@@ -324,35 +300,27 @@ class DetectorPostprocessor(BasePostprocessor):
             "images": {role: _images_fingerprint(loader) for role, loader in self._loaders.items()},
             "setup_flag": self.setup_flag,
             "hyperparam_search_done": self.hyperparam_search_done,
-            "yaml_source": self.yaml_source,
-            "search": _columns(self.search_table),
+            "yaml_name": self.yaml_name,
         }
 
     def __setstate__(self, stored: Any) -> None:
+        name = self.method.name
         found = stored.get("format") if isinstance(stored, dict) else None
         if type(found) is not int or found != FORMAT:
-            raise RuntimeError(
-                f"{_file(self.method.name)}: it has format {shown(found)}; this version reads format {FORMAT}. Delete it "
-                "and run again"
-            )
+            told = f"it has format {shown(found)}; this version reads format {FORMAT}"
+            raise RuntimeError(f"{_file(name)}: {told}. Delete it and run again")
         try:
-            source = stored["yaml_source"]
-            self.yaml_source = None
-            if source is not None:
-                root, name, dataset = map(str, source)
-                self.yaml_source = root, name, dataset
+            self.yaml_name, self.config_root = stored["yaml_name"], None
             self._configure(Configuration.parse(self.method, stored["configured"]))
             self._reset()
             self._settings = self._configured.settings.replace(**stored["settings"])
-            self.search_table = _rows(stored["search"])
             self.setup_flag = bool(stored["setup_flag"])
             self.hyperparam_search_done = bool(stored["hyperparam_search_done"])
             _tensors(stored["state"])
             _ = (dict(stored["weights"]), list(stored["volatile"]), dict(stored["images"]))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise RuntimeError(
-                f"{_file(self.method.name)}: damaged or edited ({type(error).__name__}: {error}). Delete it and run again"
-            ) from error
+            told = f"damaged or edited ({type(error).__name__}: {error})"
+            raise RuntimeError(f"{_file(name)}: {told}. Delete it and run again") from error
         self.config = None
         self._pickled = stored
 
@@ -365,27 +333,11 @@ class DetectorPostprocessor(BasePostprocessor):
         """
         if not self.setup_flag:
             return False
-        name = self.yaml_source[1] if self.yaml_source else self.method.name
-        reason = self._present_settings(name)
-        if not reason and self.APS_mode and not self.hyperparam_search_done:
-            reason = "it was saved before its search was done"
-        if not reason:
-            difference = first_difference(
-                stored["weights"], weights_fingerprint(net, list(stored["volatile"]))
-            )
-            reason = f"made for other weights: {difference}" if difference else ""
-        if not reason:
-            self._loaders = self._loaders_of(known, ood)
-            for role, loader in self._loaders.items():
-                saved, present = stored["images"].get(role), _images_fingerprint(loader)
-                if present is None or saved != present:
-                    how = "other" if saved and present else "possibly other"
-                    reason = f"made with {how} {_IMAGES[role]} images"
-                    break
-        if reason:
+        if reason := self._difference(stored, net, known, ood):
             say(
-                f"{_file(name)} is out of date ({reason}): fitting and searching again. OpenOOD does not rewrite that "
-                "file; delete it, and saved scores of the same name in ../scores (OpenOOD shows those instead)",
+                f"{_file(self.yaml_name or self.method.name)} is out of date ({reason}): fitting and searching again. "
+                "OpenOOD does not rewrite that file; delete it, and saved scores of the same name in ../scores (OpenOOD "
+                "shows those instead)",
                 once=False,
             )
             return False
@@ -395,24 +347,27 @@ class DetectorPostprocessor(BasePostprocessor):
             detector.set_state(_tensors(stored["state"]))
         return True
 
-    def _present_settings(self, name: str) -> str:
-        """Use the settings of today's YAML file if they differ from a pickle's, and return a message that says so."""
-        if self.yaml_source is None:
-            return ""
-        found = present_section(self.yaml_source[0], name, self.method)
-        if found is None:
-            say(
-                f"{_file(name)}: the directory of its YAML file, {self.yaml_source[0]}, is gone; using the settings that "
-                "it was made with",
-                once=False,
-            )
-            return ""
-        section, file = found
-        configured = Configuration.parse(self.method, section, environment_overrides())
-        if configured == self._configured:
-            return ""
-        self._configure(configured)
-        return f"made with other settings than those of {file}"
+    def _difference(
+        self, stored: dict[str, Any], net: nn.Module, known: Mapping[str, Any], ood: Mapping[str, Any]
+    ) -> str:
+        """Return the first difference from a pickle's settings, weights and images (empty if there is none)."""
+        if self.yaml_name is not None and self.config_root is not None:
+            section, file = present_section(self.config_root, self.yaml_name, self.method)
+            configured = Configuration.parse(self.method, section, environment_overrides())
+            if configured != self._configured:
+                self._configure(configured)
+                return f"made with other settings than those of {file}"
+        if self.APS_mode and not self.hyperparam_search_done:
+            return "it was saved before its search was done"
+        present = weights_fingerprint(net, list(stored["volatile"]))
+        if difference := first_difference(stored["weights"], present):
+            return f"made for other weights: {difference}"
+        self._loaders = self._loaders_of(known, ood)
+        for role, loader in self._loaders.items():
+            saved, now = stored["images"].get(role), _images_fingerprint(loader)
+            if now is None or saved != now:
+                return f"made with {'other' if saved and now else 'possibly other'} {_IMAGES[role]} images"
+        return ""
 
 
 def _shown(progress: bool) -> bool | None:
@@ -444,25 +399,9 @@ def _tensors(state: Any) -> Any:
     return torch.from_numpy(state) if isinstance(state, np.ndarray) else state
 
 
-def _columns(search: Mapping[tuple[tuple[str, Any], ...], float]) -> dict[str, Any]:
-    """Return the search table as columns, which reports read."""
-    rows = [{**dict(row), "auroc": value} for row, value in search.items()]
-    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
-    numeric = {name: all(isinstance(v, float | int) for v in values) for name, values in columns.items()}
-    return {n: np.array(v, dtype=np.float32) if numeric[n] else v for n, v in columns.items()}
-
-
-def _rows(stored: Mapping[str, Any]) -> dict[tuple[tuple[str, Any], ...], float]:
-    columns = {name: np.asarray(values).tolist() for name, values in stored.items()}
-    aurocs = columns.pop("auroc", [])
-    rows = [tuple(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return dict(zip(rows, aurocs, strict=True))
-
-
 def _class_of(method: Method) -> type[DetectorPostprocessor]:
     """Return ``AdaSCALEPostprocessor`` for ``adascale``, ``AdaSCALELogitPostprocessor`` for ``adascale_logit``."""
-    file = method.detector.__module__.rpartition(".")[2]
-    added = method.name.removeprefix(file).split("_")
+    added = method.name.removeprefix(method.detector.__name__.lower()).split("_")
     name = method.detector.__name__ + "".join(word.capitalize() for word in added) + "Postprocessor"
     content = {"__module__": __name__, "__doc__": f"``{method.name}``: {method.label}.", "method": method}
     return type(name, (DetectorPostprocessor,), content)

@@ -1,7 +1,7 @@
 """Registration of the package's postprocessors with OpenOOD, without changing a file of it.
 
-:func:`register` puts a finder into ``sys.meta_path`` that calls this module when modules of OpenOOD are executed, in
-whatever order they are imported; :func:`unregister` undoes everything.
+:func:`register` installs an import hook that calls this module when modules of OpenOOD are executed, in whatever order they
+are imported; :func:`unregister` undoes everything.
 
 The environment variable ``OPENOOD_ADASCALE_DISABLE`` has the last word: ``1`` (``all``, ``true``) switches everything
 off, explicit calls of :func:`register` included, and a comma-separated list of ``register``, ``device``, ``stubs`` and
@@ -20,27 +20,29 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from ..errors import SettingError
 from . import evaluator
 from .import_hook import (
     FINDER,
     LOCK,
-    PARTS,
     VARIABLE,
     Changes,
     configs_root,
     half_initialised,
     packaged_yaml,
     say,
+    say_unknown_words,
     switched_off,
-    unknown_words,
 )
 from .system import CUDA, Stubs
 
 ROOT = "OPENOOD_ROOT"
 """Environment variable: a checkout of OpenOOD, for commands that need it outside of one."""
+_LEGACY_MODULE = f"{__package__.rpartition('.')[0]}.postprocessor"
+_changes, _stubs = Changes(), Stubs()
+_active = False  # while False, copies of our wrappers out of reach of unregister() work as OpenOOD's own
 
 
 def register() -> None:
@@ -49,15 +51,14 @@ def register() -> None:
     Can be called before or after OpenOOD is imported, and repeatedly. With torch 2.5 or later, importing torch and then
     OpenOOD does the same. ``OPENOOD_ADASCALE_DISABLE`` can forbid it.
     """
+    global _active
     if switched_off():
         return
-    if unknown := unknown_words():
-        say(f"{VARIABLE}: ignoring {', '.join(map(repr, unknown))}; known are 1, {', '.join(PARTS)}")
+    say_unknown_words()
     with LOCK:
-        if not _state.active:
-            _state.active = True
-            _state.pending.update(name for name in list(sys.modules) if name.startswith("openood."))
-            _changes.set(sys.modules, f"{__package__.rpartition('.')[0]}.postprocessor", _legacy_module())
+        if not _active:
+            _active = True
+            _changes.set(sys.modules, _LEGACY_MODULE, _legacy_module())
         FINDER.start(_execute, _catch_up)
     _catch_up()
 
@@ -67,10 +68,10 @@ def unregister() -> None:
 
     Existing postprocessors go on working. Without a registration this does nothing.
     """
+    global _active
     with LOCK:
+        _active = False
         FINDER.stop()
-        _state.active = False
-        _state.pending.clear()
         _changes.undo()
         if (custom := sys.modules.get(f"{__package__}.custom_dataset")) is not None:
             custom.DATASETS.clear()
@@ -94,13 +95,22 @@ def register_dataset(description: str | os.PathLike[str] | Mapping[str, Any]) ->
         SettingError: An invalid value, missing images, missing or wrong labels, a name that OpenOOD uses, or the plugin is
             switched off.
     """
-    if switched_off("register"):
-        raise SettingError(VARIABLE, os.environ[VARIABLE], "no 1 or register together with custom datasets")
+    require_registration("custom datasets")
     from .custom_dataset import DATASETS  # imports torch
 
     dataset = DATASETS.add(description)
     register()
     return dataset.name
+
+
+def require_registration(asked_by: str) -> None:
+    """Check that ``OPENOOD_ADASCALE_DISABLE`` allows the registration, which ``asked_by`` needs.
+
+    Raises:
+        SettingError: It is switched off.
+    """
+    if switched_off("register"):
+        raise SettingError(VARIABLE, os.environ[VARIABLE], f"no 1 or register together with {asked_by}")
 
 
 # OpenOOD's checkout.
@@ -117,8 +127,7 @@ def evaluation_api(asked_by: str) -> ModuleType:
     Raises:
         SettingError: OpenOOD is not found or cannot be imported, or the plugin is switched off.
     """
-    if switched_off("register"):
-        raise SettingError(VARIABLE, os.environ[VARIABLE], f"no 1 or register together with {asked_by}")
+    require_registration(asked_by)
     root = os.environ.get(ROOT, "").strip()
     if root and "openood" not in sys.modules:
         place = Path(root).expanduser().resolve()
@@ -127,8 +136,8 @@ def evaluation_api(asked_by: str) -> ModuleType:
         if str(place) not in sys.path:
             sys.path.insert(0, str(place))
             importlib.invalidate_caches()
-    spec = find_spec("openood") if "openood" not in sys.modules else sys.modules["openood"].__spec__
-    if spec is None or not any((Path(folder) / "evaluation_api").is_dir() for folder in _folders(spec)):
+    spec = sys.modules["openood"].__spec__ if "openood" in sys.modules else find_spec("openood")
+    if not any((Path(folder) / "evaluation_api").is_dir() for folder in _folders(spec)):
         expected = (
             f"OpenOOD, which {asked_by} needs: set {ROOT} to a checkout of it, or put one on Python's path"
         )
@@ -164,54 +173,42 @@ def _execute(module: ModuleType, run: Callable[[ModuleType], None]) -> None:
 def _catch_up() -> None:
     """Patch modules that were being executed when the plugin was registered and are complete now."""
     with LOCK:
-        torch_is_ready = not half_initialised(sys.modules.get("torch"))
-        loaded = {name: sys.modules[name] for name in _state.pending if name in sys.modules}
-        ready = [m for m in loaded.values() if torch_is_ready and not half_initialised(m)]
-        _state.pending.intersection_update(loaded)
-        _state.pending.difference_update(m.__name__ for m in ready)
-        FINDER.pending = bool(_state.pending)
-    for module in ready:
+        present = {name: module for name in FINDER.pending if (module := sys.modules.get(name)) is not None}
+        ready = {}
+        if not half_initialised(sys.modules.get("torch")):
+            ready = {name: module for name, module in present.items() if not half_initialised(module)}
+        FINDER.pending = present.keys() - ready.keys()
+    for module in ready.values():
         _patch(module)
 
 
 def _patch(module: ModuleType) -> None:
     """Change a module of OpenOOD; no error reaches OpenOOD."""
-    try:
-        with LOCK:
-            _state.pending.discard(module.__name__)
-            if _state.active:
-                CUDA.redirect(module)
-    except Exception as error:
-        say(f"cannot redirect CUDA for {_story(module, error)}")
-    patch = _PATCHES.get(module.__name__)
-    if patch is not None and not switched_off("register"):
+    name = module.__name__
+    with LOCK:
+        FINDER.pending.discard(name)
+    steps: dict[str, Callable[[ModuleType], None]] = {
+        "redirect CUDA for": functools.partial(_if_active, CUDA.redirect)
+    }
+    if name in _PATCHES and not switched_off("register"):
+        steps["register with"] = _PATCHES[name]
+    for what, step in steps.items():
         try:
-            patch(module)
+            step(module)
         except Exception as error:
-            say(f"cannot register with {_story(module, error)}")
+            problem = f"{type(error).__name__}: {error}"
+            say(f"cannot {what} {name}, which works as without this package: {problem}")
 
 
-def _story(module: ModuleType, error: Exception) -> str:
-    return f"{module.__name__}, which works as without this package: {type(error).__name__}: {error}"
-
-
-def _patch_evaluator(module: ModuleType) -> None:
+def _if_active(change: Callable[[ModuleType], None], module: ModuleType) -> None:
     with LOCK:
-        if _state.active:
-            evaluator.patch(module, _changes)
-
-
-def _patch_inference(module: ModuleType) -> None:
-    with LOCK:
-        if _state.active:
-            evaluator.patch_inference(module, _changes)
+        if _active:
+            change(module)
 
 
 def _patch_evaluator_table(module: ModuleType) -> None:
     """Add the postprocessors to the ``Evaluator``'s table, and wrap its function that reads a YAML file."""
-    table, original = _attribute(module, "postprocessors"), _attribute(module, "get_postprocessor")
-    if _is_ours(original):
-        return
+    table, original = vars(module)["postprocessors"], vars(module)["get_postprocessor"]
     signature = inspect.signature(original)
     for parameter in ("config_root", "postprocessor_name", "id_data_name"):
         if parameter not in signature.parameters:
@@ -222,67 +219,55 @@ def _patch_evaluator_table(module: ModuleType) -> None:
     for name in ours.keys() - classes.keys():
         _say_taken(name)
 
-    @functools.wraps(original)
     def get_postprocessor(*args: Any, **kwargs: Any) -> Any:
-        try:
-            call = signature.bind(*args, **kwargs)
-        except TypeError:
-            return original(*args, **kwargs)
+        call = signature.bind(*args, **kwargs)
         name, root = call.arguments["postprocessor_name"], call.arguments["config_root"]
-        if not _state.active or name not in classes:
+        if not _active or name not in classes:
             return original(*args, **kwargs)
-        if os.path.exists(os.path.join(root, "postprocessors", f"{name}.yml")):
-            found = original(*args, **kwargs)
-        elif packaged_yaml(name) is None and table.get(name) is classes[name]:
-            found = classes[name].by_default()
-        else:  # OpenOOD would download it and write it into the user's tree
+        if not os.path.exists(os.path.join(root, "postprocessors", f"{name}.yml")):
+            # OpenOOD would download it, and write it into the user's tree.
+            if packaged_yaml(name) is None and table.get(name) is classes[name]:
+                return classes[name].by_default(name)
             call.arguments["config_root"] = str(configs_root())
-            found = original(*call.args, **call.kwargs)
+        found = original(*call.args, **call.kwargs)
         if isinstance(found, classes[name]):
-            # The place of the user's YAML file: one that is added later is found by a pickle.
-            found.yaml_source = (os.path.abspath(root), name, call.arguments["id_data_name"])
+            found.yaml_name = name
         return found
 
     with LOCK:
-        if _state.active and vars(module)["get_postprocessor"] is original:  # else a thread was faster
+        if _wrap(module, original, get_postprocessor):
             for name, cls in classes.items():
                 _changes.set(table, name, cls)
-            _wrap(module, get_postprocessor)
 
 
 def _patch_pipeline_table(module: ModuleType) -> None:
     """Wrap ``main.py``'s function, which has its table inside."""
-    original = _attribute(module, "get_postprocessor")
-    if _is_ours(original):
-        return
+    original = vars(module)["get_postprocessor"]
 
-    @functools.wraps(original)
     def get_postprocessor(config: Any, *args: Any, **kwargs: Any) -> Any:
         name: Any = getattr(getattr(config, "postprocessor", None), "name", None)
-        if not _state.active or name not in _postprocessors():
+        if not _active or name not in _postprocessors():
             return original(config, *args, **kwargs)
         try:
             postprocessor = original(config, *args, **kwargs)
         except KeyError as error:
             if error.args != (name,):
                 raise
-        else:
-            _say_taken(name)
-            return postprocessor
-        return _postprocessors()[name](config)
+            return _postprocessors()[name](config)
+        _say_taken(name)
+        return postprocessor
 
     with LOCK:
-        if _state.active and vars(module)["get_postprocessor"] is original:
-            _wrap(module, get_postprocessor)
+        _wrap(module, original, get_postprocessor)
 
 
-def _wrap(module: ModuleType, wrapper: Any) -> None:
-    wrapper.__openood_adascale__ = True
-    _changes.replace(module, "get_postprocessor", wrapper)
-
-
-def _is_ours(function: Any) -> bool:
-    return _state.active and getattr(function, "__openood_adascale__", False)
+def _wrap(module: ModuleType, original: Any, wrapper: Any) -> bool:
+    """Replace ``get_postprocessor`` unless that is done already; the caller holds the lock."""
+    current = module.get_postprocessor
+    if not _active or current is not original or hasattr(current, evaluator.MARK):
+        return False
+    _changes.replace(module, "get_postprocessor", evaluator.marked(functools.wraps(original)(wrapper)))
+    return True
 
 
 def _postprocessors() -> Mapping[str, Any]:
@@ -295,47 +280,30 @@ def _say_taken(name: str) -> None:
     say(f"OpenOOD has its own postprocessor {name!r}, which is used instead of this package's")
 
 
-def _attribute(module: ModuleType, name: str) -> Any:
-    if name not in vars(module):
-        raise AttributeError(f"this OpenOOD has no {name!r} there")
-    return vars(module)[name]
-
-
 def _legacy_module() -> ModuleType:
     """Return the module that pickles of earlier versions name; loading one raises a clear error."""
 
-    class LegacyPostprocessor:
-        """Postprocessor of an earlier version."""
+    def refuse(self: object, stored: object) -> None:
+        raise RuntimeError(
+            "pickle: made by another version of openood-adascale. Delete it (OpenOOD's scripts keep such files in "
+            "results/<run>/s*/postprocessors/<name>.pkl) and run again"
+        )
 
-        def __setstate__(self, stored: object) -> NoReturn:
-            raise RuntimeError(
-                "pickle: made by another version of openood-adascale. Delete it (OpenOOD's scripts keep such files in "
-                "results/<run>/s*/postprocessors/<name>.pkl) and run again"
-            )
-
-    def attribute(name: str) -> type[LegacyPostprocessor]:
+    def attribute(name: str) -> type:
         if not name.endswith("Postprocessor"):
-            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-        return LegacyPostprocessor
+            raise AttributeError(f"module {_LEGACY_MODULE!r} has no attribute {name!r}")
+        return type(name, (), {"__setstate__": refuse})
 
-    module: Any = ModuleType("openood_adascale.postprocessor")
-    module.__spec__ = ModuleSpec(module.__name__, None)
-    module.__getattr__ = attribute
+    module: Any = ModuleType(_LEGACY_MODULE)
+    module.__spec__, module.__getattr__ = ModuleSpec(_LEGACY_MODULE, None), attribute
     return module
-
-
-class _State:
-    active = False
-    """While False, copies of our wrappers out of reach of :func:`unregister` work as OpenOOD's own."""
-
-    def __init__(self) -> None:
-        self.pending: set[str] = set()  # modules that were half-initialised at registration
 
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "openood.evaluation_api.postprocessor": _patch_evaluator_table,
-    "openood.evaluation_api.evaluator": _patch_evaluator,
+    "openood.evaluation_api.evaluator": functools.partial(_if_active, lambda m: evaluator.patch(m, _changes)),
     "openood.postprocessors.utils": _patch_pipeline_table,
-    "openood.postprocessors.base_postprocessor": _patch_inference,
+    "openood.postprocessors.base_postprocessor": functools.partial(
+        _if_active, lambda m: evaluator.patch_inference(m, _changes)
+    ),
 }
-_state, _changes, _stubs = _State(), Changes(), Stubs()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
 import runpy
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..memory import give_back
 from .config import postprocessor_methods
 from .evaluator import collected_tables
 from .feature_net import FROM_FEATURES
-from .import_hook import VARIABLE, switched_off
+from .registration import require_registration
 
 OPTION = "--postprocessor"
 
@@ -86,30 +85,23 @@ def run_many(
         SettingError: The arguments name a postprocessor, or the plugin is switched off.
         CacheError: The cache cannot be used.
     """
-    if switched_off("register"):
-        raise SettingError(VARIABLE, os.environ[VARIABLE], "no 1 or register together with --postprocessors")
+    require_registration("--postprocessors")
     for word in arguments:
         if word.partition("=")[0] == OPTION:
-            raise SettingError(
-                OPTION, word, f"no {OPTION} of the script itself together with --postprocessors"
-            )
+            expected = f"no {OPTION} of the script itself together with --postprocessors"
+            raise SettingError(OPTION, word, expected)
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
         if cache_dir is None and current_cache() is None:
             cache_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="openood_adascale_"))
         stack.enter_context(feature_cache(cache_dir))
         bar = tqdm(names, desc="Postprocessors", disable=None, position=0)
-        for name in bar:
+        for number, name in enumerate(bar, 1):
             bar.set_postfix_str(name)
-            print(
-                f"openood-adascale: {name} ({len(outcomes) + 1} of {len(names)})", file=sys.stderr, flush=True
-            )
+            print(f"openood-adascale: {name} ({number} of {len(names)})", file=sys.stderr, flush=True)
             outcomes.append(_run_one(script, arguments, name))
             gc.collect()
             give_back()
-            if len(outcomes) == 1:
-                gc.freeze()  # the libraries' own objects stay
-        gc.unfreeze()
     return outcomes
 
 
@@ -131,16 +123,16 @@ def _run_one(script: Path, arguments: Sequence[str], name: str) -> Outcome:
 
 def summary(outcomes: Sequence[Outcome]) -> str:
     """Return a table with a row per postprocessor, the best near-OOD AUROC first, and the errors of those that failed."""
-    rows: dict[str, Mapping[str, float]] = {}
+    rows = {}
     for outcome in outcomes:
         if not outcome.failed:
-            table = (sum(outcome.tables[1:], outcome.tables[0]) / len(outcome.tables)).astype(float)
-            rows[outcome.name] = {
-                **{f"{split} {column}": table.loc[f"{split}ood", column] for split in ("near", "far")
-                   for column in ("FPR@95", "AUROC")},
-                "ACC": table["ACC"].iloc[0],
-                "seconds": outcome.seconds,
-            }  # fmt: skip
+            means = (sum(outcome.tables[1:], outcome.tables[0]) / len(outcome.tables)).astype(float)
+            row = {
+                f"{split} {column}": means.loc[f"{split}ood", column]
+                for split in ("near", "far")
+                for column in ("FPR@95", "AUROC")
+            }
+            rows[outcome.name] = {**row, "ACC": means["ACC"].iloc[0], "seconds": outcome.seconds}
     lines = []
     if rows:
         table = pd.DataFrame.from_dict(rows, orient="index").sort_values(

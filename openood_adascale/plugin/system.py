@@ -7,7 +7,6 @@ hard to install, and that few of its methods need. Nothing here imports torch or
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import sys
@@ -15,9 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-from .import_hook import LOCK, Changes, half_initialised, keep_memory, say_done, switched_off
+from .import_hook import LOCK, Changes, half_initialised, keep_memory, say, switched_off
+from .import_hook import VARIABLE as DISABLE
 
 VARIABLE = "OPENOOD_DEVICE"
 
@@ -40,6 +40,8 @@ class CudaRedirection:
         self._changes = Changes()
         self._decided = False
         self._wanted: str | None = None
+        """Device that replaces CUDA ("" is the CPU for want of CUDA; None keeps CUDA)."""
+        self._named: Any = None
         self._temporary: Any = None
         """Device of :meth:`going_to`."""
 
@@ -52,15 +54,17 @@ class CudaRedirection:
         if torch is None or half_initialised(torch) or switched_off("device"):
             return
         if not self._decided:
-            self._decided, self._wanted = True, _wanted_device(torch)
-            if self._wanted is not None:
+            self._decided = True
+            wanted = os.environ.get(VARIABLE, "").strip()
+            # Unlike is_available(), device_count() does not fix CUDA_VISIBLE_DEVICES for the rest of the process.
+            if wanted or not torch.cuda.device_count():
+                self._wanted = wanted
                 self._replace_methods(torch, self._changes)
-                kept = self._wanted in ("", "cpu") and keep_memory()
-                reason = f"{VARIABLE}={self._wanted}" if self._wanted else "no CUDA here"
-                target = f"{self._wanted or 'cpu'}{', freed memory is kept' if kept else ''}"
-                say_done(
-                    f"{reason}, OpenOOD's .cuda() calls go to {target}", "device,memory" if kept else "device"
-                )
+                kept = wanted in ("", "cpu") and keep_memory()
+                reason = f"{VARIABLE}={wanted}" if wanted else "no CUDA here"
+                target = f"{wanted or 'cpu'}{', freed memory is kept' if kept else ''}"
+                parts = "device,memory" if kept else "device"
+                _say_done(f"{reason}, OpenOOD's .cuda() calls go to {target}", parts)
         if self._wanted is not None:
             self._replace_global(torch, module, self._changes)
 
@@ -75,9 +79,8 @@ class CudaRedirection:
         changes = Changes()
         if self._wanted is None and before is None and device.type != "cuda":
             self._replace_methods(torch, changes)
-            for name in _OTHER_WAYS:
-                if name in sys.modules:
-                    self._replace_global(torch, sys.modules[name], changes)
+            for name in _OTHER_WAYS.keys() & sys.modules.keys():
+                self._replace_global(torch, sys.modules[name], changes)
         index = device.index if device.type == "cuda" else None
         try:
             with torch.cuda.device(index) if index is not None else nullcontext():
@@ -89,24 +92,21 @@ class CudaRedirection:
     def undo(self) -> None:
         """Restore the methods and modules. The caller holds the plugin's lock."""
         self._changes.undo()
-        self._decided, self._wanted = False, None
-        self.__dict__.pop("_named", None)
+        self._decided, self._wanted, self._named = False, None, None
 
     @property
     def _device(self) -> Any:
-        return self._named if self._temporary is None else self._temporary
-
-    # Not before a .cuda() asks for it: importing OpenOOD touches no device.
-    @functools.cached_property
-    def _named(self) -> Any:
-        torch: Any = sys.modules["torch"]
-        try:
-            return torch.empty(0, device=self._wanted or "cpu").device
-        except Exception as error:
-            raise ValueError(
-                f"{VARIABLE}={self._wanted!r} is not available; expected a device that torch finds here: cpu, cuda, "
-                f"cuda:<index>, mps and the like ({str(error).splitlines()[0]})"
-            ) from error
+        if self._temporary is not None:
+            return self._temporary
+        if self._named is None:  # only now: importing OpenOOD touches no device
+            try:
+                self._named = sys.modules["torch"].empty(0, device=self._wanted or "cpu").device
+            except Exception as error:
+                raise ValueError(
+                    f"{VARIABLE}={self._wanted!r} is not available; expected a device that torch finds here: cpu, cuda, "
+                    f"cuda:<index>, mps and the like ({str(error).splitlines()[0]})"
+                ) from error
+        return self._named
 
     def _replace_methods(self, torch: Any, changes: Changes) -> None:
         def tensor_cuda(tensor: Any, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
@@ -131,7 +131,7 @@ class CudaRedirection:
                     kwargs["device"] = self._device
                 return function(*args, **kwargs)
 
-            return functools.wraps(function)(call)
+            return call
 
         def load(file: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
             return torch.load(file, self._device if map_location is None else map_location, *args, **kwargs)
@@ -147,13 +147,6 @@ class CudaRedirection:
         changes.set(module, name, proxy)
 
 
-def _wanted_device(torch: Any) -> str | None:
-    """Return the device that replaces CUDA ("" is the CPU for want of CUDA; None keeps CUDA)."""
-    wanted = os.environ.get(VARIABLE, "").strip()
-    # Unlike is_available(), device_count() does not fix CUDA_VISIBLE_DEVICES for the rest of the process.
-    return None if not wanted and torch.cuda.device_count() else wanted
-
-
 class _Proxy(ModuleType):
     """A module with some names replaced."""
 
@@ -166,6 +159,10 @@ class _Proxy(ModuleType):
         return getattr(vars(self)["_module"], name)
 
 
+def _say_done(line: str, parts: str) -> None:
+    say(f"{line} ({DISABLE}={parts} switches this off)")
+
+
 CUDA = CudaRedirection()
 """The redirection of this process."""
 
@@ -173,28 +170,20 @@ CUDA = CudaRedirection()
 # Stubs.
 
 
-class _Package(NamedTuple):
-    name: str
-    imports: str  # name of the module that OpenOOD imports
-    user: str  # part of OpenOOD that needs it
-    remedy: str
-
-
 _PACKAGES = {
-    "openood.postprocessors.openmax_postprocessor": _Package(
-        "libmr",
+    "openood.postprocessors.openmax_postprocessor": (
         "libmr",
         "OpenMax",
         "it builds only with old tools: pip install numpy 'cython<3' 'setuptools<70' wheel, "
         "then pip install --no-build-isolation libmr",
     ),
-    "openood.preprocessors.draem_preprocessor": _Package(
-        "imgaug",
+    "openood.preprocessors.draem_preprocessor": (
         "imgaug.augmenters",
         "DRAEM's preprocessor",
         "get it by pip install imgaug 'numpy<2' (which brings opencv-python, which needs the system's libGL)",
     ),
 }
+"""Modules of OpenOOD, with the module that they import, the part of OpenOOD that needs it, and the remedy."""
 
 
 class Stubs:
@@ -210,24 +199,34 @@ class Stubs:
         The stub is in ``sys.modules`` for that time only. The classes of ``module`` raise an ImportError when they are
         instantiated: OpenMax would need the package only after its pass over the training images.
         """
-        package = _PACKAGES.get(module.__name__)
-        error = None if package is None or switched_off("stubs") else _import_error(package.imports)
-        if package is None or error is None:
+        if module.__name__ not in _PACKAGES or switched_off("stubs"):
             yield
             return
-        fail = _failure(package, error)
-        modules = Changes()
-        inner = outer = _Stub(package.imports, fail)
-        if package.imports != package.name:
-            outer = _Stub(package.name, fail)
-            setattr(outer, package.imports.rpartition(".")[2], inner)
-        modules.set(sys.modules, package.name, outer)
-        modules.set(sys.modules, package.imports, inner)
+        imports, user, remedy = _PACKAGES[module.__name__]
+        package = imports.partition(".")[0]
+        try:
+            importlib.import_module(imports)
+        except Exception as problem:
+            error = problem
+        else:
+            yield
+            return
+
+        def fail(*args: Any, **kwargs: Any) -> NoReturn:
+            told = (
+                f"OpenOOD's {user} needs the package {package}, which cannot be imported ({error}); {remedy}"
+            )
+            raise ImportError(told, name=package)
+
+        modules, inner, outer = Changes(), _Stub(imports, fail), _Stub(package, fail)
+        vars(outer)[imports.rpartition(".")[2]] = inner
+        modules.set(sys.modules, package, outer if imports != package else inner)
+        modules.set(sys.modules, imports, inner)
         try:
             yield
         finally:
             modules.undo()
-        say_done(f"{package.name} cannot be imported; only OpenOOD's {package.user} needs it", "stubs")
+        _say_done(f"{package} cannot be imported; only OpenOOD's {user} needs it", "stubs")
         with LOCK:
             for value in list(vars(module).values()):
                 if isinstance(value, type) and value.__module__ == module.__name__:
@@ -250,24 +249,3 @@ class _Stub(ModuleType):
         if not name.startswith("__"):
             self._fail()
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-
-
-def _failure(package: _Package, error: Exception) -> Callable[..., NoReturn]:
-    message = (
-        f"OpenOOD's {package.user} needs the package {package.name}, which cannot be imported ({error}); "
-        f"{package.remedy}"
-    )
-
-    def fail(*args: Any, **kwargs: Any) -> NoReturn:
-        raise ImportError(message, name=package.name)
-
-    return fail
-
-
-def _import_error(name: str) -> Exception | None:
-    """Import ``name`` and return its error, if any."""
-    try:
-        importlib.import_module(name)
-    except Exception as error:
-        return error
-    return None

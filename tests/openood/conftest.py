@@ -1,6 +1,6 @@
 """Fixtures for the tests against the real OpenOOD: a private checkout of it, data, checkpoints, its scripts.
 
-Without OpenOOD (see :mod:`openood_bench`) these tests are skipped. The checkout that is found is only read.
+Without OpenOOD (see :mod:`openood_support`) these tests are skipped. The checkout that is found is only read.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from custom_datasets import openood_description
-from openood_bench import (
+from openood_support import (
+    SmallNet,
     copy_checkout,
+    digits_of,
     find_openood,
     importable,
+    openood_description,
+    train_runs,
     write_cifar10_benchmark,
+    write_untrained,
 )
-from openood_postprocessing import SmallNet
-from openood_runs import kept_runs, train_runs, write_untrained
-from six_digits import digits_of
 
 import openood_adascale
 from openood_adascale import unregister
@@ -83,17 +84,10 @@ def imagenet_checkpoint(checkout: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def checkpoint_root(checkout: Path, request: pytest.FixtureRequest) -> Path:
-    """`--root` for eval_ood.py: two training runs, s0 and s1 (the same network, trained a little further).
-
-    They are trained once and then kept in pytest's cache, until that recipe or torch is another.
-    """
+def checkpoint_root(checkout: Path) -> Path:
+    """`--root` for eval_ood.py: two runs, s0 and s1 (the same network with two heads)."""
     root = checkout / "results" / "digits_resnet18_32x32"
-    cache = getattr(request.config, "cache", None)
-    if cache is None:  # -p no:cacheprovider
-        train_runs(checkout, root)
-    else:
-        kept_runs(checkout, root, cache.mkdir("digits_resnet18_32x32"))
+    train_runs(checkout, root)
     return root
 
 
@@ -115,17 +109,15 @@ def digits_net(checkout: Path, checkpoint_root: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def run_root(checkpoint_root: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A `--root` of this test's own, holding the runs of `checkpoint_root`.
+    """A `--root` of this test's own, holding the run s0.
 
-    eval_ood.py keeps postprocessors, scores and tables below its root and takes them up in the next run. For
-    one run alone: `@pytest.mark.parametrize("run_root", [("s0",)], indirect=True)`.
+    eval_ood.py keeps postprocessors, scores and tables below its root and takes them up in the next run.
     """
     slug = "".join(c if c.isalnum() else "_" for c in request.node.name)
     # See `checkout` for the two words that must not occur.
     root = checkpoint_root.parent / f"run_{slug}".replace("csi", "c_si").replace("udg", "u_dg")
-    for run in getattr(request, "param", ("s0", "s1")):
-        (root / run).mkdir(parents=True)
-        shutil.copyfile(checkpoint_root / run / "best.ckpt", root / run / "best.ckpt")
+    (root / "s0").mkdir(parents=True)
+    shutil.copyfile(checkpoint_root / "s0/best.ckpt", root / "s0/best.ckpt")
     yield root
     shutil.rmtree(root)
 
@@ -145,19 +137,6 @@ def evaluator_kwargs(checkout: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_evaluator(digits_net: Callable[..., Any], evaluator_kwargs: dict[str, Any]) -> Callable[..., Any]:
-    """make_evaluator("msp", net=None, **kwargs) -> Evaluator, of a fresh `digits_net()` if net is None."""
-
-    def make(postprocessor_name: str | None = None, net: Any = None, **kwargs: Any) -> Any:
-        from openood.evaluation_api import Evaluator
-
-        net = digits_net() if net is None else net
-        return Evaluator(net, postprocessor_name=postprocessor_name, **{**evaluator_kwargs, **kwargs})
-
-    return make
-
-
-@pytest.fixture
 def packaged() -> Path:
     from openood_adascale.plugin.import_hook import configs_root
 
@@ -171,7 +150,7 @@ def small_net() -> SmallNet:
 
 @pytest.fixture
 def small_evaluator(evaluator_kwargs, small_net):
-    """As the fixture make_evaluator, of the small network if not told otherwise."""
+    """small_evaluator("msp", net=None, **kwargs) -> Evaluator, of the small network if net is None."""
 
     def make(postprocessor_name=None, net=None, **kwargs):
         from openood.evaluation_api import Evaluator

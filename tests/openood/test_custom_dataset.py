@@ -9,9 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from custom_datasets import Scaled
-from custom_datasets import write_yml as write_description
-from openood_postprocessing import SmallNet, write_yml
+from openood_support import Scaled, SmallNet, write_description, write_yml
 
 import openood_adascale
 from openood_adascale import feature_cache, register_dataset, unregister
@@ -47,7 +45,7 @@ def small_configs(checkout, tmp_path, packaged):
     ("name", "fsood"),
     [("adascale", False), ("adascale", True), ("msp", True), ("knn", False), ("odin", True), ("klm", False)],
 )
-def test_the_figures_are_openoods(small_evaluator, net, description, small_configs, tmp_path, name, fsood):
+def test_results_are_openoods(small_evaluator, net, description, small_configs, tmp_path, name, fsood):
     want = small_evaluator(name, net=net, config_root=small_configs).eval_ood(fsood, progress=False)
     own = register_dataset(write_description(tmp_path / "mine.yml", description))
     evaluator = small_evaluator(
@@ -60,7 +58,9 @@ def test_the_figures_are_openoods(small_evaluator, net, description, small_confi
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_class_folders_with_spaces(small_evaluator, net, description, checkout, tmp_path):
+def test_class_folders_with_spaces_give_the_same_results(
+    small_evaluator, net, description, checkout, tmp_path
+):
     want = small_evaluator("knn", net=net).eval_ood(progress=False)
     for split in ("train", "val", "test"):
         entry = description["id"][split]
@@ -80,7 +80,7 @@ def test_class_folders_with_spaces(small_evaluator, net, description, checkout, 
         evaluator.eval_ood(fsood=True)
 
 
-def test_covariate_shifted_sets(small_evaluator, net, description, tmp_path):
+def test_covariate_shifted_sets_are_evaluated(small_evaluator, net, description, tmp_path):
     """In two sets of one's own, one of them folders of some classes, the images are those of OpenOOD's one list."""
     reference = small_evaluator("msp", net=net)
     want = reference.eval_ood(fsood=True, progress=False)
@@ -111,7 +111,7 @@ def test_covariate_shifted_sets(small_evaluator, net, description, tmp_path):
     assert alone.eval_acc() == reference.eval_acc("id")
 
 
-def test_from_features(small_evaluator, net, description, tmp_path, capfd):
+def test_custom_images_are_served_from_features(small_evaluator, net, description, tmp_path, capfd):
     own = register_dataset(description)
     want = small_evaluator("knn", net=net, id_name=own).eval_ood(progress=False)
     with feature_cache(tmp_path / "cache"):
@@ -139,7 +139,7 @@ def test_adascales_pickle_knows_its_images(small_evaluator, net, description, sm
     assert "made with other validation images" in capfd.readouterr().err
 
 
-def test_preprocessing(small_evaluator, net, description):
+def test_preprocessing_reaches_loaders_and_odin(small_evaluator, net, description):
     description["preprocessing"] = {"size": 32, "resize": 32, "mean": 0.5, "std": [0.2, 0.25, 0.5]}
     description["name"] = "imagenet-digits"  # OpenOOD itself wants presets of its own where it reads imagenet
     own = register_dataset(description)
@@ -172,7 +172,7 @@ def test_missing_sets_are_named(small_evaluator, net, description):
         small_evaluator("adascale", net=net, id_name=register_dataset(description))
 
 
-def test_it_can_be_taken_back(small_evaluator, net, description):
+def test_unregister_removes_the_dataset(small_evaluator, net, description):
     from openood.evaluation_api import datasets, evaluator, preprocessor
     from openood.postprocessors import info
     from openood.preprocessors import transform
@@ -203,7 +203,7 @@ def test_it_can_be_taken_back(small_evaluator, net, description):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet200", "cub", "covid"])
-def test_names_that_openood_has(description, name):
+def test_names_that_openood_uses_are_refused(description, name):
     """In whichever of its tables: covid is in that of normalisations alone."""
     from openood.evaluation_api import datasets, preprocessor
     from openood.postprocessors import info
@@ -240,7 +240,7 @@ print(evaluator.eval_ood(fsood=True))
 """
 
 
-def test_a_users_script_by_the_variable(run_script, checkpoint_root, description, tmp_path):
+def test_variable_serves_a_users_script(run_script, checkpoint_root, description, tmp_path):
     """As docs/own-datasets.md has it: for one postprocessor, and for many."""
     (tmp_path / "mine.py").write_text(SCRIPT)
     env = {VARIABLE: str(write_description(tmp_path / "mine.yml", description))}

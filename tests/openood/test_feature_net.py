@@ -10,9 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from openood_bench import write_small_benchmark
-from openood_postprocessing import SmallNet
-from openood_runs import cifar10_batch
+from openood_support import SmallNet, cifar10_batch, write_small_benchmark
 
 from openood_adascale import feature_cache
 from openood_adascale.plugin.feature_net import FROM_FEATURES, FeatureNet
@@ -117,14 +115,14 @@ def test_results_are_those_on_the_images(evaluated, common, name, capfd):
     assert b"openood_adascale" not in pickle.dumps(evaluator.postprocessor)
 
 
-def test_the_same_with_shuffled_loaders(evaluated, common):
+def test_shuffled_loaders_give_the_same_results(evaluated, common):
     want = evaluated("cfood", shuffle=True)[0]
     with feature_cache(common):
         got = evaluated("cfood", shuffle=True)[0]
     pd.testing.assert_frame_equal(as_in_the_csv(got), as_in_the_csv(want))
 
 
-def test_a_pickled_postprocessor_of_openood(evaluated, common):
+def test_pickled_postprocessor_runs_on_features(evaluated, common):
     with feature_cache(common):
         want, _, evaluator = evaluated("knn")
         restored = pickle.loads(pickle.dumps(evaluator.postprocessor))
@@ -133,7 +131,7 @@ def test_a_pickled_postprocessor_of_openood(evaluated, common):
     assert images <= 16
 
 
-def test_without_a_cache_openood_is_left_alone(evaluated):
+def test_evaluator_without_a_cache_is_left_alone(evaluated):
     net = Net().eval()
     evaluator = evaluated("msp", net)[2]
     assert evaluator.net is net

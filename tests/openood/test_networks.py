@@ -16,9 +16,7 @@ def openood_networks() -> dict:
     from openood.networks.conf_branch_net import ConfBranchNet
     from openood.networks.csi_net import CSINet
     from openood.networks.lenet import LeNet
-    from openood.networks.react_net import ReactNet
     from openood.networks.rot_net import RotNet
-    from openood.networks.scale_net import ScaleNet
     from openood.networks.t2fnorm_net import T2FNormNet
     from openood.networks.udg_net import UDGNet
 
@@ -33,34 +31,30 @@ def openood_networks() -> dict:
         "ASCOODNet": (lambda: ASCOODNet(small()), 32), "ConfBranchNet": (lambda: ConfBranchNet(small(), 10), 32),
         "RotNet": (lambda: RotNet(small(), 10), 32), "T2FNormNet": (lambda: T2FNormNet(small(), 10), 32),
         "UDGNet": (lambda: UDGNet(small(), 10, 20), 32), "CSINet": (lambda: CSINet(small(), 512, num_classes=10), 32),
-        **{w.__name__: (lambda w=w: w(small()), 32) for w in (ASHNet, ReactNet, ScaleNet, AdaScaleANet)},
-        "wrapped RegNet": (lambda: ScaleNet(n.RegNet_Y_16GF()), 64),
+        **{w.__name__: (lambda w=w: w(small()), 32) for w in (ASHNet, AdaScaleANet)},
         "DataParallel": (lambda: torch.nn.DataParallel(small()), 32),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [
     "ResNet18_32x32", "ResNet18_224x224", "ResNet50", "RegNet", "ViT", "Swin", "WideResNet", "DenseNet", "LeNet", "BiT",
-    "ASCOODNet", "ConfBranchNet", "RotNet", "T2FNormNet", "UDGNet", "CSINet", "ASHNet", "ReactNet", "ScaleNet",
-    "AdaScaleANet", "wrapped RegNet", "DataParallel",
+    "ASCOODNet", "ConfBranchNet", "RotNet", "T2FNormNet", "UDGNet", "CSINet", "ASHNet", "AdaScaleANet", "DataParallel",
 ])  # fmt: skip
-def test_every_classifier_of_openood(name):
+def test_adascale_scores_every_classifier_of_openood(name):
     from openood_adascale.plugin.postprocessor import AdaSCALEPostprocessor
 
     make, side = openood_networks()[name]
     torch.manual_seed(0)
     net = make().eval()
-    loader = [
-        {"data": torch.randn(2, 3, side, side), "label": torch.zeros(2, dtype=torch.long)} for _ in range(2)
-    ]
-    postprocessor = AdaSCALEPostprocessor(num_samples=3)
+    loader = [{"data": torch.randn(2, 3, side, side), "label": torch.zeros(2, dtype=torch.long)}]
+    postprocessor = AdaSCALEPostprocessor(num_samples=1)
     postprocessor.setup(net, {"val": loader}, {})
     pred, conf, label = postprocessor.inference(net, loader, progress=False)
-    assert pred.shape == conf.shape == label.shape == (4,)
+    assert pred.shape == conf.shape == label.shape == (2,)
     assert np.isfinite(conf).all()
 
 
-def test_networks_that_are_no_linear_classifiers_are_refused():
+def test_networks_without_linear_classifier_are_refused():
     from openood.networks import ResNet18_32x32
     from openood.networks.cider_net import CIDERNet
     from openood.networks.godin_net import GodinNet

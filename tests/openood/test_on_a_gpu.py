@@ -18,7 +18,6 @@ ON_IMAGES = ["rankfeat"]
 OURS = ["adascale", "adascale_logit", "optfs"]
 
 
-@pytest.mark.parametrize("run_root", [("s0",)], indirect=True)
 def test_a_comparison(run_script, run_root, tmp_path):
     names = ",".join([*FROM_FEATURES, *ON_IMAGES, *OURS])
     command = [

@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from openood_postprocessing import seen_images
-from six_digits import BATCH, TRANSFORM, OpenOODsWay, Plain, places
+from openood_support import BATCH, TRANSFORM, OpenOODsWay, Plain, places, seen_images
 from torch.utils.data import DataLoader, TensorDataset
 
-from openood_adascale import AdaSCALE, Benchmark, evaluate, feature_cache, register_dataset
+from openood_adascale import SCALE, AdaSCALE, Benchmark, evaluate, feature_cache, register_dataset
 from openood_adascale.errors import SettingError
 from openood_adascale.plugin import import_hook
 from openood_adascale.plugin.openood_methods import OpenOODMethods
@@ -89,7 +88,7 @@ def test_results_are_openoods(name, digits, reference, common):
             assert chosen[0] == chosen[1]
 
 
-def test_without_a_search_and_full_spectrum(digits, reference, common):
+def test_results_without_search_on_the_full_spectrum(digits, reference, common):
     want, _ = reference("react", fsood=True, search=False)
     one = method("react", Plain().eval())
     with feature_cache(common):
@@ -103,14 +102,24 @@ def test_without_a_search_and_full_spectrum(digits, reference, common):
 @pytest.mark.parametrize("cached", [True, False])
 def test_an_image_goes_through_the_network_once(kind, cached, digits, tmp_path, capfd):
     network, methods = kind().eval(), OpenOODMethods(progress=False)
-    names = ["knn", "msp", "react", "vra"]
+    several = {name: methods.method(name, network) for name in ("knn", "msp", "react", "vra")}
+    loaders = [
+        digits.train,
+        digits.val,
+        digits.ood_val,
+        digits.test,
+        *digits.near.values(),
+        *digits.far.values(),
+    ]
+    images = sum(len(loader.dataset) for loader in loaders)
     with feature_cache(tmp_path / "cache" if cached else False):
-        evaluate(methods.method("dice", network), digits, progress=False)  # reads all images
+        if cached:
+            evaluate(methods.method("dice", network), digits, progress=False)  # reads all images
+            images = 0
         seen_images[network] = 0
-        several = {name: methods.method(name, network) for name in names}
-        found = evaluate(several, digits, network, known_accuracy=50, progress=False)
-        assert list(found) == names
-        assert seen_images[network] < 50 * len(names)  # a few, to look at the network
+        found = evaluate({"scale": SCALE(network), **several}, digits, progress=False)
+        assert list(found) == ["scale", *several]
+        assert images <= seen_images[network] < images + 50 * len(found)  # a few, to look at the network
         if cached:
             evaluate(AdaSCALE(network), digits, progress=False)
     assert "runs on the images" not in capfd.readouterr().err
@@ -142,7 +151,7 @@ def test_cuda_is_where_the_network_is(digits):
 
 
 @pytest.mark.parametrize("kind", ["tensors", "lists"])
-def test_other_loaders(digits, kind):
+def test_results_are_the_same_for_other_loaders(digits, kind):
     """Tensors are cached; whatever has no index runs on the images, with the same results."""
     network = Plain().eval()
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from networks import ReturnFeature
-from openood_postprocessing import through_file
+from openood_support import LOOKED_AT, SmallNet, through_file
 
 from openood_adascale.plugin.import_hook import configs_root
 from openood_adascale.published.presets import presets
@@ -20,37 +20,12 @@ SWEEPS = {
     "optfs": {"bins_list": [20, 100], "score_list": ["vanilla", "energy"]},
 }
 LEARNING = ["bfact", "optfs"]
-TRIED = 7  # images to find the head and its input
-
-
-class CountedNet(ReturnFeature):
-    def forward(self, images, return_feature=False):
-        self.calls.append(len(images))
-        return super().forward(images, return_feature)
-
-
-def make_net(seed: int = 0) -> CountedNet:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return CountedNet().eval()
 
 
 @pytest.fixture
-def make(evaluator_kwargs):
-    """make("optfs", net, **kwargs) -> Evaluator."""
-
-    def call(name=None, net=None, **kwargs):
-        from openood.evaluation_api import Evaluator
-
-        return Evaluator(net or make_net(), postprocessor_name=name, **{**evaluator_kwargs, **kwargs})
-
-    return call
-
-
-@pytest.fixture
-def loaders(make):
+def loaders(small_evaluator):
     """OpenOOD's loaders."""
-    return make("msp").dataloader_dict
+    return small_evaluator("msp").dataloader_dict
 
 
 def write_yml(root: Path, name: str, aps_mode: bool = False, sweep=None, **changes) -> str:
@@ -75,16 +50,15 @@ def alone(postprocessor, net, loader):
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_by_name(make, name):
-    net = make_net()
-    evaluator = make(name, net)
+def test_method_is_fitted_and_scores_by_name(small_evaluator, name):
+    net = SmallNet().eval()
+    evaluator = small_evaluator(name, net)
     known = evaluator.dataloader_dict["id"]
     train = images(known["train"]) if name in LEARNING else 0
-    assert sum(net.calls) - (TRIED if train else 0) == train
-    assert not evaluator.postprocessor._collected
+    assert net.images - (LOOKED_AT if train else 0) == train
     table = evaluator.eval_ood(progress=False)
     assert np.isfinite(table.to_numpy().astype(float)).all()
-    detector = alone(evaluator.postprocessor, make_net(), known["train"])
+    detector = alone(evaluator.postprocessor, SmallNet().eval(), known["train"])
     want = detector.predict_loader(known["test"])
     got = evaluator.scores["id"]["test"]
     np.testing.assert_allclose(got[1], want[1], rtol=1e-4, atol=1e-4)
@@ -93,18 +67,17 @@ def test_by_name(make, name):
 
 @pytest.mark.parametrize("name", SWEEPS)
 @pytest.mark.parametrize("fit_split", ["train", "val"])
-def test_a_search_is_one_pass_over_each_loader(make, tmp_path, name, fit_split):
+def test_a_search_is_one_pass_over_each_loader(small_evaluator, tmp_path, name, fit_split):
     changes = {"fit_split": fit_split} if name in LEARNING else {}
     root = write_yml(tmp_path, name, True, SWEEPS[name], **changes)
-    net = make_net()
-    evaluator = make(name, net, config_root=root)
+    net = SmallNet().eval()
+    evaluator = small_evaluator(name, net, config_root=root)
     known, ood = (evaluator.dataloader_dict[key] for key in ("id", "ood"))
     train = images(known["train"]) if changes == {"fit_split": "train"} else 0
-    assert sum(net.calls) == images(known["val"]) + images(ood["val"]) + train + TRIED
+    assert net.images == images(known["val"]) + images(ood["val"]) + train + LOOKED_AT
     postprocessor = evaluator.postprocessor
     assert postprocessor.hyperparam_search_done
-    assert not postprocessor._collected
-    detector = alone(postprocessor, make_net(), known[fit_split])
+    detector = alone(postprocessor, SmallNet().eval(), known[fit_split])
     np.testing.assert_allclose(
         postprocessor.inference(net, known["test"], progress=False)[1],
         detector.predict_loader(known["test"])[1],
@@ -112,27 +85,27 @@ def test_a_search_is_one_pass_over_each_loader(make, tmp_path, name, fit_split):
         atol=1e-4,
     )
     # the same choice as the search without OpenOOD
-    other = postprocessor.method.detector(make_net(), **changes)
+    other = postprocessor.method.detector(SmallNet().eval(), **changes)
     fitted = {"fit_loader": known["train"]} if train else {}
     found = other.search(known["val"], ood["val"], SWEEPS[name], False, **fitted)
     assert found.best_settings == postprocessor.settings
     # another candidate does not cost another pass over the training images
-    before = sum(net.calls)
+    before = net.images
     postprocessor.set_hyperparam(postprocessor.get_hyperparam())
-    assert sum(net.calls) == before
+    assert net.images == before
 
 
 @pytest.mark.parametrize("name", ["adascale_resnet50", "adascale_logit_cifar10_wrn_28_10"])
-def test_preset(make, name):
-    net = make_net()
-    evaluator = make(name, net)
+def test_preset_has_its_published_settings(small_evaluator, name):
+    net = SmallNet().eval()
+    evaluator = small_evaluator(name, net)
     postprocessor = evaluator.postprocessor
     row = presets().set_index("name").loc[name]
     assert not postprocessor.APS_mode
     assert postprocessor.settings.variant == row["variant"]
     assert postprocessor.settings.percentile == (row["p_min"], row["p_max"])
     assert postprocessor.settings.k2 == row["k2_percent"]
-    assert sum(net.calls) == 2 * images(evaluator.dataloader_dict["id"]["val"]) + TRIED
+    assert net.images == 2 * images(evaluator.dataloader_dict["id"]["val"]) + LOOKED_AT
     assert np.isfinite(evaluator.eval_ood(progress=False).to_numpy().astype(float)).all()
 
 
@@ -155,45 +128,40 @@ def test_every_preset_is_registered_for_both_ways_in():
 # Pickles.
 
 
-@pytest.mark.parametrize("name", SWEEPS)
-def test_matching_pickle_needs_no_pass(make, tmp_path, capfd, name):
-    root = write_yml(tmp_path, name, True, SWEEPS[name])
-    first = make(name, make_net(), config_root=root)
-    path = tmp_path / f"{name}.pkl"
-    restored = through_file(first.postprocessor, path)
-    assert path.stat().st_size < 10_000
-    net = make_net()
-    second = make(None, net, postprocessor=restored, config_root=root)
-    assert net.calls == []
-    assert "out of date" not in capfd.readouterr().err
-    known = second.dataloader_dict["id"]["test"]
-    want, got = (e.postprocessor.inference(e.net, known, progress=False) for e in (first, second))
-    np.testing.assert_allclose(got[1], want[1], rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", LEARNING)
-@pytest.mark.parametrize("change", ["network", "fit_split", "images"])
-def test_stale_pickle_is_named_and_fitted_again(make, loaders, tmp_path, capfd, name, change):
-    root = write_yml(tmp_path, name)
-    restored = through_file(make(name, make_net(0), config_root=root).postprocessor, tmp_path / "x.pkl")
-    net = make_net(1 if change == "network" else 0)
-    id_loaders = dict(loaders["id"])
-    if change == "fit_split":
-        write_yml(tmp_path, name, fit_split="val")
-        del id_loaders["train"]  # nothing but the new yml's loader is asked for
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("nothing", ""),
+        ("settings", "made with other settings than those of"),
+        ("images", "made with other training images"),
+    ],
+)
+def test_pickle_of_a_method_that_is_fitted_on_training_images(
+    small_evaluator, evaluator_kwargs, tmp_path, capfd, change, told
+):
+    root = write_yml(tmp_path, "optfs")
+    data = tmp_path / "data"
+    shutil.copytree(evaluator_kwargs["data_root"], data)
+    options = {"config_root": root, "data_root": str(data)}
+    first = small_evaluator("optfs", SmallNet().eval(), **options)
+    restored = through_file(first.postprocessor, tmp_path / "x.pkl")
+    if change == "settings":
+        write_yml(tmp_path, "optfs", fit_split="val")
     elif change == "images":
-        fewer = torch.utils.data.Subset(id_loaders["train"].dataset, range(20))
-        id_loaders["train"] = torch.utils.data.DataLoader(fewer, 8)
+        place = data / "benchmark_imglist/cifar10/train_cifar10.txt"
+        place.write_text("".join(place.read_text().splitlines(keepends=True)[:20]))
     capfd.readouterr()
-    restored.setup(net, id_loaders, loaders["ood"])
-    said = capfd.readouterr().err
-    assert f"results/<run>/s*/postprocessors/{name}.pkl" in said
-    assert "out of date" in said
-    if change == "images":
-        assert "made with other training images" in said
-    loader = id_loaders["val" if change == "fit_split" else "train"]
-    want = alone(restored, net, loader).predict_loader(loaders["id"]["test"])[1]
-    got = restored.inference(net, loaders["id"]["test"], progress=False)[1]
+    net = SmallNet().eval()
+    again = small_evaluator(None, net, postprocessor=restored, **options)
+    said = [line for line in capfd.readouterr().err.splitlines() if "out of date" in line]
+    assert len(said) == (change != "nothing")
+    assert bool(net.images) == (change != "nothing")
+    assert all("results/<run>/s*/postprocessors/optfs.pkl" in line and told in line for line in said)
+    known = again.dataloader_dict["id"]
+    want = alone(restored, net, known["val" if change == "settings" else "train"]).predict_loader(
+        known["test"]
+    )[1]
+    got = restored.inference(net, known["test"], progress=False)[1]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -205,23 +173,15 @@ def test_missing_training_images_are_named(loaders, name):
     from openood_adascale.plugin.postprocessor import POSTPROCESSORS
 
     val_only = {"val": loaders["id"]["val"]}
-    net = make_net()
+    net = SmallNet().eval()
     with pytest.raises(
         ValueError, match=r"id_loader_dict: it has no 'train', only \['val'\].*fit_split: val"
     ):
         POSTPROCESSORS[name]().setup(net, val_only, {})
-    assert net.calls == []
+    assert net.images == 0
     postprocessor = POSTPROCESSORS[name](fit_split="val")
     postprocessor.setup(net, val_only, {})
-    assert sum(net.calls) == images(val_only["val"]) + TRIED
-
-
-def test_lts_asks_for_no_loader(loaders):
-    from openood_adascale.plugin.postprocessor import LTSPostprocessor
-
-    postprocessor = LTSPostprocessor()
-    postprocessor.setup(make_net(), {}, {})
-    assert np.isfinite(postprocessor.inference(make_net(), loaders["id"]["test"], progress=False)[1]).all()
+    assert net.images == images(val_only["val"]) + LOOKED_AT
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -233,18 +193,17 @@ def test_main_pys_order_of_calls(loaders, tmp_path, name):
 
     root = write_yml(tmp_path, name, True, SWEEPS[name])
     config = Config(str(Path(root) / f"postprocessors/{name}.yml"))
-    net = make_net()
+    net = SmallNet().eval()
     known = dict(loaders["id"])
     known["train"] = torch.utils.data.DataLoader(known["train"].dataset, 16, shuffle=True)
     ood = {"val": loaders["ood"]["val"], "nearood": loaders["ood"]["near"], "farood": loaders["ood"]["far"]}
     postprocessor = get_postprocessor(config)
     postprocessor.setup(net, known, ood)
-    net.calls.clear()
+    net.images = 0
     first = postprocessor.inference(net, known["test"], progress=False)
     assert np.isfinite(first[1]).all()
     OODEvaluator(config).hyperparam_search(net, known["val"], ood["val"], postprocessor)
-    assert sum(net.calls) <= sum(map(images, (known["test"], known["val"], ood["val"]))) + TRIED
-    assert not postprocessor._collected
-    want = alone(postprocessor, make_net(), known["train"]).predict_loader(known["test"])[1]
+    assert net.images <= sum(map(images, (known["test"], known["val"], ood["val"]))) + LOOKED_AT
+    want = alone(postprocessor, SmallNet().eval(), known["train"]).predict_loader(known["test"])[1]
     got = postprocessor.inference(net, known["test"], progress=False)[1]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)

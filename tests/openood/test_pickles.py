@@ -8,10 +8,9 @@ import shutil
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from openood_postprocessing import PAIRS, SmallNet, loaders_of, through_file, write_yml
+from openood_support import PAIRS, SmallNet, loaders_of, through_file, write_yml
 
 
 def test_pickle_holds_numbers_only(small_evaluator):
@@ -27,18 +26,6 @@ def test_pickle_holds_numbers_only(small_evaluator):
     assert restored.hyperparam_search_done
     assert restored.APS_mode
     assert not [v for v in vars(restored).values() if isinstance(v, torch.nn.Module)]
-
-
-def test_the_search_is_kept_for_reports(small_evaluator, tmp_path, packaged, capfd):
-    sweep = {"percentile_list": PAIRS, "k2_list": [5, 50]}
-    write_yml(tmp_path, "adascale", packaged / "adascale.yml", postprocessor_sweep=sweep)
-    postprocessor = small_evaluator("adascale", config_root=str(tmp_path)).postprocessor
-    printed = re.findall(r"auroc: ([\d.]+)", capfd.readouterr().out)
-    table = pd.DataFrame(postprocessor.__getstate__()["search"])
-    assert set(table) == {"p_min", "p_max", "k2", "auroc"}
-    np.testing.assert_allclose(table["auroc"], [100 * float(value) for value in printed], atol=1e-4)
-    restored = through_file(postprocessor, tmp_path / "adascale.pkl")
-    pd.testing.assert_frame_equal(pd.DataFrame(restored.__getstate__()["search"]), table)
 
 
 def test_matching_pickle_needs_no_pass(small_evaluator, small_net, tmp_path, capfd):
@@ -146,9 +133,9 @@ def test_pickles_of_other_versions_and_damaged_ones_are_named():
     for junk in ("text", np.arange(3), torch.ones(2), None, [np.arange(3)]):
         refusal(junk)
         refusal({**stored, "format": junk})
-        for key in ("configured", "settings", "search"):
+        for key in ("configured", "settings"):
             assert "damaged or edited" in refusal({**stored, key: junk})
-    for key in set(stored) - {"format", "name"}:
+    for key in set(stored) - {"format"}:
         assert "damaged or edited" in refusal({k: v for k, v in stored.items() if k != key})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from openood_postprocessing import (
+from openood_support import (
     ID_VAL_AND_OOD_VAL,
     LOOKED_AT,
     PAIRS,
@@ -18,12 +18,11 @@ from openood_postprocessing import (
 )
 
 
-@pytest.mark.parametrize("name", ["adascale", "msp"])
-def test_processes_that_read_images(make_evaluator, monkeypatch, name):
-    """For all loaders, OpenOOD's own included, as the user's variable has them."""
+def test_variable_sets_the_processes_that_read_images(small_evaluator, monkeypatch):
+    """For all loaders."""
     for told, workers in (("", 3), ("2", 2), ("0", 0)):
         monkeypatch.setenv("OPENOOD_ADASCALE_WORKERS", told)
-        loaders = make_evaluator(name, num_workers=3).dataloader_dict
+        loaders = small_evaluator("msp", num_workers=3).dataloader_dict
         known = loaders["id"]
         for loader in (known["train"], known["val"], known["test"], loaders["ood"]["near"]["tin"]):
             assert loader.num_workers == workers
@@ -31,11 +30,11 @@ def test_processes_that_read_images(make_evaluator, monkeypatch, name):
     with pytest.raises(
         ValueError, match=r"OPENOOD_ADASCALE_WORKERS: '-1' is not allowed; expected a whole number"
     ):
-        make_evaluator(name)
+        small_evaluator("msp")
 
 
 def aurocs(printed: str) -> dict[str, float]:
-    """What a search printed, by the candidate's percentiles."""
+    """Return the AUROC that a search printed, by the candidate's percentiles."""
     found = re.findall(r"Hyperparam: \[(\[.*?\]).*\], auroc: ([\d.]+)", printed)
     return {pair: float(value) for pair, value in found}
 
@@ -44,7 +43,7 @@ def aurocs(printed: str) -> dict[str, float]:
     ("ours", "openoods", "pairs"),
     [("adascale", "adascale_a", PAIRS[:2]), ("adascale_logit", "adascale_l", PAIRS[1:2])],
 )
-def test_equals_openoods_own(make_evaluator, checkout, tmp_path, packaged, ours, openoods, pairs):
+def test_equals_openoods_own(small_evaluator, checkout, tmp_path, packaged, ours, openoods, pairs):
     sweep = {"percentile_list": pairs}
     full = {**sweep, "k1_list": [5], "k2_list": [1], "lmbda_list": [10], "o_list": [0.05]}
     write_yml(
@@ -54,7 +53,7 @@ def test_equals_openoods_own(make_evaluator, checkout, tmp_path, packaged, ours,
     evaluators, printed = {}, {}
     for name in (openoods, ours):
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            evaluators[name] = make_evaluator(name, config_root=str(tmp_path))
+            evaluators[name] = small_evaluator(name, config_root=str(tmp_path))
         printed[name] = out.getvalue()
     theirs, mine = evaluators[openoods], evaluators[ours]
 
@@ -79,8 +78,7 @@ def test_equals_openoods_own(make_evaluator, checkout, tmp_path, packaged, ours,
     assert np.concatenate(close).mean() >= 0.99
 
 
-@pytest.mark.parametrize("variant", ["A", "L"])
-def test_scores_on_real_activations_equal_the_reference(digits_net, evaluator_kwargs, variant):
+def test_scores_on_real_activations_equal_the_reference(digits_net, evaluator_kwargs):
     from openood.evaluation_api.datasets import get_id_ood_dataloader
     from openood.evaluation_api.preprocessor import get_default_preprocessor
 
@@ -89,20 +87,21 @@ def test_scores_on_real_activations_equal_the_reference(digits_net, evaluator_kw
     from openood_adascale.features.statistics import Perturbation
 
     loaders = get_id_ood_dataloader(
-        "cifar10", evaluator_kwargs["data_root"], get_default_preprocessor("cifar10"), batch_size=100
+        "cifar10", evaluator_kwargs["data_root"], get_default_preprocessor("cifar10"), batch_size=24
     )
-    sets = (loaders["id"]["val"], loaders["ood"]["near"]["tin"])
-    val, ood = (torch.cat([batch["data"] for batch in loader]) for loader in sets)
+    val, ood = (next(iter(part))["data"] for part in (loaders["id"]["val"], loaders["ood"]["near"]["tin"]))
     net, perturbation = digits_net(), Perturbation("trivial", 0.05, 0.5)
-    detector = AdaSCALE(net, variant=variant, percentile=(60, 95)).fit([val])
     arrays = []
     for images in (val, ood):
         features = FeatureExtractor(net).extract(images, [perturbation])
         arrays += [features.activation.numpy(), features.perturbed[perturbation].numpy()]
     head = (net.fc.weight.detach().numpy(), net.fc.bias.detach().numpy())
-    want, _, pred = reference.scores(*arrays, *head, variant=variant, percentile_pair=(60, 95))
-    np.testing.assert_allclose(detector.score(ood).numpy(), want, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(detector.predict(ood)[0].numpy(), pred)
+    for variant in ("A", "L"):
+        detector = AdaSCALE(net, variant=variant, percentile=(60, 95)).fit([val])
+        want, _, pred = reference.scores(*arrays, *head, variant=variant, percentile_pair=(60, 95))
+        found = detector.predict(ood)
+        np.testing.assert_allclose(found[1].numpy(), want, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(found[0].numpy(), pred)
 
 
 def test_without_search_the_state_is_valid_after_setup(small_evaluator, small_net, tmp_path, packaged):
@@ -118,7 +117,7 @@ def test_without_search_the_state_is_valid_after_setup(small_evaluator, small_ne
     np.testing.assert_allclose(conf.numpy(), whole[1], rtol=1e-3)
 
 
-def test_an_instance_passed_in(small_evaluator):
+def test_instance_is_set_up_and_searched(small_evaluator):
     from openood_adascale.plugin.postprocessor import AdaSCALELogitPostprocessor, AdaSCALEPostprocessor
 
     plain = AdaSCALEPostprocessor(percentile=(70, 85))

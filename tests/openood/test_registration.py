@@ -34,7 +34,7 @@ for name, postprocessor in made.items():
     assert isinstance(postprocessor, pp.BasePostprocessor)
     assert type(postprocessor).__module__ == 'openood_adascale.plugin.postprocessor'
     assert type(postprocessor) is api.postprocessors[name]
-    assert postprocessor.yaml_source == (os.path.abspath('configs'), name, 'cifar10')
+    assert postprocessor.yaml_name == name
     yml = configs_root() / 'postprocessors' / f'{name}.yml'
     config = merge_configs(Config(str(yml)), Config(dataset={'name': 'cifar10'}))
     for function in (pp.get_postprocessor, pp.utils.get_postprocessor, test_ood_pipeline.get_postprocessor):
@@ -93,24 +93,6 @@ def test_registers_by_itself(run: Run, order: str) -> None:
     assert not any("without this package" in line or "not active" in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("import openood.networks", "from openood.pipelines import get_pipeline"),
-    ],
-)
-def test_registers_by_a_call(run: Run, before: str, after: str) -> None:
-    """Without torch's autoload; before the call only what needs neither imgaug nor libmr."""
-    run(
-        before,
-        "import openood_adascale; openood_adascale.register()",
-        after,
-        CHECK,
-        DEVICE,
-        TORCH_DEVICE_BACKEND_AUTOLOAD="0",
-    )
-
-
 WITH_OPENOOD_LOADED = """
 import sys
 import openood_adascale
@@ -149,25 +131,6 @@ def test_registers_when_openood_is_loaded_and_unregisters_exactly(run: Run) -> N
         "after = state()",
         "assert {n: after[0][n] for n in before[0]} == before[0] and after[1:] == before[1:]",
     )
-
-
-def test_users_yml_wins(run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "configs" / "postprocessors"
-    folder.mkdir(parents=True)
-    packaged = Path(__file__).resolve().parents[2] / "configs" / "postprocessors" / "adascale.yml"
-    text = packaged.read_text()
-    assert "APS_mode: True" in text
-    (folder / "adascale.yml").write_text(text.replace("APS_mode: True", "APS_mode: False"))
-    run(
-        "import openood_adascale, os; openood_adascale.register()",
-        "from openood.evaluation_api.postprocessor import get_postprocessor",
-        "found = get_postprocessor('configs', 'adascale', 'cifar10')",
-        "assert found.APS_mode is False",
-        "assert found.yaml_source == (os.path.abspath('configs'), 'adascale', 'cifar10')",
-        "assert get_postprocessor('configs', 'adascale_logit', 'cifar10').APS_mode is True",
-        cwd=tmp_path,
-    )
-    assert [path.name for path in folder.iterdir()] == ["adascale.yml"]
 
 
 def test_spawned_workers_register_silently(run: Run) -> None:

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from openood_postprocessing import (
+from openood_support import (
     ID_VAL_AND_OOD_VAL,
     LOOKED_AT,
     PAIRS,
@@ -28,7 +28,6 @@ def test_search_is_one_pass_over_each_validation_loader(small_evaluator, small_n
     evaluator = small_evaluator("adascale", net=small_net, config_root=str(tmp_path))
     assert small_net.images <= 2 * images + LOOKED_AT
     assert evaluator.postprocessor.hyperparam_search_done
-    assert not evaluator.postprocessor._collected
     small_net.images = 0
     more = {**sweep, "o_list": [0.01, 0.05, 0.1]}
     write_yml(tmp_path, "adascale", packaged / "adascale.yml", postprocessor_sweep=more)
@@ -77,11 +76,9 @@ def test_setup_of_a_live_instance_fits_again(small_net):
     postprocessor = AdaSCALEPostprocessor(num_samples=None)
     postprocessor.setup(small_net, *loaders_of(40, 0))
     assert len(postprocessor.state) == 40
-    postprocessor.settings = postprocessor.settings.replace(k2=50)
     postprocessor.setup(small_net, *loaders_of(200, 10))
-    fresh = AdaSCALEPostprocessor(num_samples=None, k2=50)
+    fresh = AdaSCALEPostprocessor(num_samples=None)
     fresh.setup(small_net, *loaders_of(200, 10))
-    assert postprocessor.settings.k2 == 50
     torch.testing.assert_close(postprocessor.state, fresh.state)
 
 
@@ -127,7 +124,10 @@ def test_other_networks_and_changed_weights_are_not_scored(small_net):
     LTSPostprocessor().postprocess(SmallNet(3).eval(), images)
 
 
-def test_adascale_a_mentions_the_faster_search(small_evaluator, tmp_path, checkout, capfd, monkeypatch):
+@pytest.mark.parametrize(("name", "ours"), [("adascale_a", "adascale"), ("adascale_l", "adascale_logit")])
+def test_openoods_own_adascale_mentions_the_faster_search_once(
+    small_evaluator, tmp_path, checkout, capfd, monkeypatch, name, ours
+):
     from openood_adascale.plugin import import_hook
 
     monkeypatch.setattr(import_hook, "_said", set())
@@ -138,11 +138,12 @@ def test_adascale_a_mentions_the_faster_search(small_evaluator, tmp_path, checko
         "lmbda_list": [10],
         "o_list": [0.05],
     }
-    write_yml(
-        tmp_path, "adascale_a", checkout / "configs/postprocessors/adascale_a.yml", postprocessor_sweep=sweep
-    )
+    write_yml(tmp_path, name, checkout / f"configs/postprocessors/{name}.yml", postprocessor_sweep=sweep)
     for _ in range(2):
-        small_evaluator("adascale_a", config_root=str(tmp_path))
-    lines = [line for line in capfd.readouterr().err.splitlines() if "adascale_a is OpenOOD's own" in line]
+        small_evaluator(name, config_root=str(tmp_path))
+    lines = [
+        line for line in capfd.readouterr().err.splitlines() if line.startswith("openood-adascale: adascale")
+    ]
     assert len(lines) == 1
-    assert "adascale gives the same with its search in one pass (k1 and k2 are exchanged" in lines[0]
+    assert f"{name} is OpenOOD's own; {ours} gives the same with its search in one pass" in lines[0]
+    assert f"k1_list: [5], k2_list: [1] of {name} is k1: 1, k2: 5 of {ours}" in lines[0]

@@ -1,4 +1,4 @@
-"""The plugin's parts by themselves, on modules that do what OpenOOD's do."""
+"""The plugin's parts by themselves, on modules that imitate OpenOOD's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from fake_openood import fake, run
+from openood_support import fake, run
 
 from openood_adascale.plugin import import_hook, system
-from openood_adascale.plugin.registration import _state, register, unregister
+from openood_adascale.plugin.registration import register, unregister
 from openood_adascale.plugin.system import CudaRedirection, Stubs
 
 __all__ = ["fake", "run"]
@@ -21,17 +21,14 @@ __all__ = ["fake", "run"]
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything as in a process without the plugin, and no CUDA."""
-    was_active = _state.active
-    if was_active:  # else nothing is in place, and torch's autoload is to go on waiting
-        unregister()
+    unregister()
     for variable in (import_hook.VARIABLE, system.VARIABLE):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(import_hook, "_said", set())
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     yield
     monkeypatch.undo()
-    if was_active:
-        register()
+    register()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""``.cuda()`` without CUDA, on modules that do what OpenOOD's do."""
+"""``.cuda()`` without CUDA, on modules that imitate OpenOOD's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenOOD without some packages, on modules that import what OpenOOD's import."""
+"""OpenOOD without some packages, on modules with the imports of OpenOOD's."""
 
 from __future__ import annotations
 
