@@ -1,16 +1,15 @@
-"""Scores of many images in Parquet files, WebDataset shards or object storage, written as Parquet parts.
+"""Scores of images in Parquet files, WebDataset shards or object storage, written as Parquet parts.
 
-The images are divided into numbered parts that depend on the sources alone. A part is the unit of work, of repetition and of
-output: a worker reads, decodes and scores it, and the calling process writes it to a file of its own. A rerun in the same
-output directory scores the missing parts. Memory is bounded by a few batches per worker and a few parts of results.
+The images are divided into numbered parts that depend on the sources alone. A worker reads, decodes and scores a part, and
+the driver writes it to a file of its own. A rerun in the same output directory scores the missing parts.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import importlib.util
-import io
 import itertools
 import json
 import os
@@ -19,40 +18,46 @@ import tarfile
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..data.decoding import extensions, read_image
 from ..data.files import apply_transform
 from ..detectors.base import Detector
 from ..detectors.registry import load_detector
 from ..detectors.serialization import read_detector
 from ..errors import ImageError, NotFiniteError, ResultError, SettingError
 from ..features.loading import is_hidden
-from ..features.modes import device_of
 from ..io import replacing
-from ..memory import keep_memory
-from ..models.loading import DEFAULT
-from ..parallel import LocalPool, SharedObject, current_pool, ray_workers
+from ..models.loading import load_network
+from ..parallel import SharedObject, current_pool
+from .scoring import _network_of
 
 MANIFEST = "_manifest.json"  # readers of Parquet directories skip names that start with _
-PART_IMAGES = (128, 8192)
+PART_IMAGES = (128, 2048)
 """Images in a part, at least and at most; a part of a WebDataset source is a shard."""
 _PARTS = 256  # parts that a source is divided into, as far as the limits above allow
-_SPLITS = 16  # parts that one row group is divided into at most, as each reads the images before its own, too
+_SPLITS = 16  # parts of a row group at most, as each of them reads the images before its own, too
 _BUFFER = 8 << 20  # bytes of a Parquet column that are read at a time
 _PARQUET, _TAR = (".parquet", ".parq", ".pq"), (".tar", ".tar.gz", ".tgz")
+_COLUMNS = {
+    "path": "string",
+    "prediction": "int64",
+    "class": "string",
+    "score": "float64",
+    "ood": "bool",
+    "error": "string",
+}
 _ALLOWED = (
     "Parquet files, WebDataset shards (.tar), images, directories of them, or URLs such as s3://bucket/path"
 )
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
 def is_bulk(source: str) -> bool:
@@ -76,64 +81,53 @@ class Summary:
     """Part files that this call has written."""
 
 
-class _Slice(NamedTuple):
-    """Consecutive images of one file."""
-
-    source: int
-    """Index of the file's file system."""
+class _File(NamedTuple):
+    system: int
+    """Index of its file system."""
     path: str
     """Path in the file system."""
     name: str
     """Name in the output."""
     kind: str
     """``parquet``, ``tar`` or ``image``."""
-    start: int = 0
-    images: int = 1
-    """Number of images (0 for all, for a shard)."""
+    state: str
+    """Size and time."""
 
 
 class _Part(NamedTuple):
     number: int
-    slices: tuple[_Slice, ...]
+    files: tuple[_File, ...]
+    """Image files, or one Parquet file or shard."""
+    start: int
+    """First row in a Parquet file."""
+    stop: int
 
     @property
-    def file(self) -> str:
+    def output(self) -> str:
         """Name of the file of its scores."""
         return f"part-{self.number:05}.parquet"
 
     def __str__(self) -> str:
-        first, last = self.slices[0], self.slices[-1]
-        rows = f" from row {first.start} on" if first.kind == "parquet" else ""
-        return f"part {self.number}: {first.name}{rows}" + (f" to {last.name}" if last is not first else "")
+        first, last = self.files[0], self.files[-1]
+        place = first.name if first is last else f"{first.name} to {last.name}"
+        rows = f", rows {self.start} to {self.stop - 1}" if first.kind == "parquet" else ""
+        return f"part {self.number} ({place}{rows})"
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Everything that a worker needs beside a part."""
+    """Everything that a worker needs besides a part."""
 
-    detector: str
-    network: Any
-    weights: Any
-    transform: Any
-    tpr: float
+    detector: Detector[Any, Any]
+    transform: Callable[[Any], Tensor]
+    classes: list[str]
+    threshold: float
     image_column: str
     path_column: str | None
     batch_size: int
     device: str | None
-    key: str
-    """Key of this call; a worker keeps the detector of the latest."""
-    systems: tuple[Any, ...] = ()
+    systems: list[Any]
     """pyarrow file systems of the sources."""
-    remote: bool = False
-    """True if the workers are processes of their own."""
-
-
-class _Loaded(NamedTuple):
-    detector: Detector[Any, Any]
-    transform: Callable[[Any], Tensor]
-    description: str
-    classes: list[str]
-    threshold: float
 
 
 def score_dataset(
@@ -148,8 +142,6 @@ def score_dataset(
     path_column: str | None = None,
     tpr: float = 0.95,
     batch_size: int = 64,
-    workers: int | None = None,
-    address: str | None = None,
     device: str | None = None,
     progress: bool | None = None,
 ) -> Summary:
@@ -157,16 +149,17 @@ def score_dataset(
 
     ``output`` receives ``part-00000.parquet``, ``part-00001.parquet``, … with the columns path, prediction, class, score,
     ood and error, one row for each image in the order of the sources. An image that cannot be decoded has the reason in
-    error and nulls in the other columns. The same call continues an interrupted one.
+    error and nulls in the other columns. The same call continues an interrupted one. Inside
+    :func:`~openood_adascale.parallel.ray_workers` the workers score the parts.
 
-    For example ``score_dataset("optfs.safetensors", "s3://bucket/images", "scores", workers=8, address="auto")``.
+    For example ``score_dataset("optfs.safetensors", "s3://bucket/images", "scores")``.
 
     Args:
         detector_file: File that ``detector.save`` or ``openood-adascale fit`` has written, with validation scores.
         sources: Parquet files with encoded images as bytes (or Hugging Face's ``{bytes, path}``), WebDataset shards, image
             files, directories of them, or URLs of pyarrow (``s3://``, ``gs://``, ``hdfs://``) or of an installed fsspec.
         output: Directory; a new or empty one, or that of the same call.
-        network: Network as in :func:`~openood_adascale.models.loading.load_network`, or a module (default: the
+        network: Network as in :func:`~openood_adascale.load_network`, or a module (default: the
             one in the detector's file).
         weights: Weights for it, as there.
         transform: Transform, as there.
@@ -174,8 +167,6 @@ def score_dataset(
         path_column: Column of their names (default: file and row number, ``FILE#ROW``).
         tpr: True positive rate of ID validation images at the threshold, in (0, 1].
         batch_size: Images in a forward pass.
-        workers: Ray workers (default: those of the surrounding :func:`~openood_adascale.parallel.ray_workers`, else none).
-        address: ``local``, ``auto`` or ``HOST:PORT``; see :func:`~openood_adascale.parallel.ray_workers`.
         device: Device of the network (default: cuda if available, else cpu).
         progress: True or False shows or hides the progress bar (default: shown in a terminal).
 
@@ -185,169 +176,123 @@ def score_dataset(
         NotFittedError: The detector's file has no validation scores.
         ImageError: A file that is damaged as a whole, or gone.
         ResultError: A damaged part in the output directory.
-        PoolError: The workers cannot be started, for example because the cluster has no free CPUs.
-        WorkerLostError: A part killed its worker three times; names its images.
+        PoolError: The network cannot be sent to the workers.
+        WorkerLostError: A part ended its worker three times; names its images.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        raise SettingError("sources", sources, "an installed pyarrow (pip install 'openood-adascale[ray]')")
+        raise SettingError("sources", sources, "an installed pyarrow (pip install 'pyarrow>=17')")
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise SettingError("batch_size", batch_size, "a whole number from 1 on")
-    file, directory = Path(detector_file).expanduser().absolute(), Path(output).expanduser()
-    job = _Job(
-        str(file),
-        _absolute(network),
-        _absolute(weights),
-        _absolute(transform),
-        tpr,
-        image_column,
-        path_column,
-        batch_size,
-        device,
-        uuid.uuid4().hex,
-    )
-    description = _load_detector(job, "cpu").description
+    file, directory = Path(detector_file).expanduser(), Path(output).expanduser()
+    detector, chosen_transform, description, classes = _load(file, network, weights, transform)
+    threshold = detector.threshold(tpr)
     listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    systems, parts, fingerprint = _plan([os.fspath(source) for source in listed], job)
+    systems, files = _list_files([os.fspath(source) for source in listed])
+    columns = (image_column, path_column)
+    job = _Job(detector, chosen_transform, classes, threshold, *columns, batch_size, device, systems)
+    with ThreadPoolExecutor(16) as executor:
+        row_groups = list(executor.map(functools.partial(_row_groups, job), files))
+    parts = list(_divide(files, row_groups))
+    digest = hashlib.blake2b(
+        repr([(*one[2:], rows) for one, rows in zip(files, row_groups, strict=True)]).encode()
+    )
     settings = {
-        "format": 1,
+        "format": 2,
         "detector": hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest(),
         "transform": description,
         "tpr": tpr,
         "image_column": image_column,
         "path_column": path_column,
-        "sources": fingerprint,
+        "sources": digest.hexdigest()[:32],
     }
     _start_output(directory, settings)
-    counts, missing = np.zeros(3, int), []
-    for part in parts:
-        if (place := directory / part.file).exists():
-            counts += _count(_read_part(place))
-        else:
-            missing.append(part)
-    if missing:
-        total = _image_count(parts)
-        bar = tqdm(total=total, initial=counts[0], desc="Score", unit="image", disable=is_hidden(progress))
-        started = workers is not None or address is not None
-        with (
-            bar,
-            ray_workers(workers, address or "local") if started else nullcontext(current_pool()) as pool,
-        ):
-            work = replace(job, systems=systems, remote=not isinstance(pool, LocalPool))
-            shared = {"job": SharedObject(f"job {job.key}", work)}
-            for part, table in zip(missing, pool.map(_score_part, missing, shared), strict=True):
-                _write_part(directory / part.file, table)
-                counts += _count(table)
-                bar.update(len(table))
-        _latest.clear()
-    images, ood, errors = counts.tolist()
-    return Summary(images, ood, errors, len(parts), len(missing))
+    missing = [part for part in parts if not (directory / part.output).exists()]
+    counts = _count(directory, set(parts) - set(missing))
+    total = None if any(one.kind == "tar" for one in files) else sum(map(sum, row_groups))
+    with tqdm(total=total, initial=counts[0], desc="Score", unit="image", disable=is_hidden(progress)) as bar:
+        shared = {"job": SharedObject(f"job {uuid.uuid4().hex}", job)}
+        for part, table in zip(missing, current_pool().map(_score_part, missing, shared), strict=True):
+            _write_part(directory / part.output, table)
+            bar.update(len(table))
+    return Summary(*_count(directory, parts), len(parts), len(missing))
 
 
-def _absolute(spec: Any) -> Any:
-    """Return ``FILE``, ``file.py:function`` or ``hf:FOLDER`` with an absolute path, as workers have another directory."""
-    if not isinstance(spec, str | os.PathLike) or spec == DEFAULT:
-        return spec
-    text = os.fspath(spec)
-    if os.path.exists(os.path.expanduser(text)):
-        return os.path.abspath(os.path.expanduser(text))
-    place, colon, name = text.rpartition(":")
-    if os.path.isfile(os.path.expanduser(place)):
-        return os.path.abspath(os.path.expanduser(place)) + colon + name
-    if place == "hf" and os.path.isdir(os.path.expanduser(name)):
-        return place + colon + os.path.abspath(os.path.expanduser(name))
-    return spec
+def _load(
+    file: Path, network: Any, weights: Any, transform: Any
+) -> tuple[Detector[Any, Any], Any, str, list[str]]:
+    """Return detector, transform, its description, and class names."""
+    notes = read_detector(file).notes
+    named = notes.get("classes")
+    classes = list(map(str, named)) if isinstance(named, list) else []
+    if isinstance(network, nn.Module):
+        if not callable(transform):
+            raise SettingError("transform", transform, "a function of a PIL image, as network is a module")
+        network, description = copy.deepcopy(network), repr(transform)  # the caller's stays on its device
+    else:
+        given = {"network": network, "weights": weights, "transform": transform}
+        chosen = _network_of(str(file), notes, given)
+        found = load_network(chosen["network"], chosen["weights"], chosen["transform"])
+        network, transform, description = found.network, found.transform, found.description
+        classes = classes or list(found.classes)
+    return load_detector(file, network), transform, re.sub(r" at 0x\w+", "", description), classes
 
 
 # The sources, divided into parts.
 
 
-def _plan(sources: Sequence[str], job: _Job) -> tuple[tuple[Any, ...], list[_Part], str]:
-    """Return the file systems of the sources, the parts, and a fingerprint of the files.
+def _list_files(sources: Sequence[str]) -> tuple[list[Any], list[_File]]:
+    """Return the sources' file systems, and their files, each once.
 
     Raises:
         SettingError: A source that cannot be used.
     """
-    files: list[tuple[_Slice, str]] = []
-    systems = []
-    for number, source in enumerate(sources):
-        system, found = _list_files(number, source)
-        systems.append(system)
-        files += found
-    files = list({one.name: (one, state) for one, state in files}.values())
-    if not files:
-        raise SettingError("sources", list(sources), _ALLOWED)
-
-    def groups(entry: tuple[_Slice, str]) -> list[int]:
-        one = entry[0]
-        if one.kind != "parquet":
-            return [one.images]
-        return _row_groups(systems[one.source], one, job)
-
-    with ThreadPoolExecutor(16) as executor:
-        sizes = list(executor.map(groups, files))
-    total = sum(map(sum, sizes))
-    least, most = PART_IMAGES
-    wanted = min(most, max(least, total // _PARTS))
-    slices = itertools.chain.from_iterable(
-        _split(one, group, wanted) for (one, _), group in zip(files, sizes, strict=True)
-    )
-    digest = hashlib.blake2b(digest_size=16)
-    for (one, state), group in zip(files, sizes, strict=True):
-        digest.update(f"{one.name!r} {one.kind} {state} {group}\n".encode("utf-8", "surrogateescape"))
-    return tuple(systems), list(_gathered(slices, wanted)), digest.hexdigest()
-
-
-def _list_files(number: int, source: str) -> tuple[Any, list[tuple[_Slice, str]]]:
-    """Return a source's file system, and its files by name with their size and time."""
     from pyarrow import fs
 
-    try:
-        system, path, prefix, base = _file_system(source)
-        info = system.get_file_info(path)
-        if info.type == fs.FileType.Directory:
-            infos = system.get_file_info(fs.FileSelector(path, recursive=True))
-        else:
-            infos = [info] if info.type == fs.FileType.File else []
-    except (OSError, ValueError, ImportError) as error:  # pyarrow's errors are among them
-        raise SettingError("sources", source, f"{_ALLOWED} ({type(error).__name__}: {error})") from error
-    found = []
-    for one in sorted(infos, key=lambda one: one.path):
-        inside = one.path[len(path) :].strip("/").split("/")
-        if one.type != fs.FileType.File or any(name.startswith((".", "_")) for name in inside):
-            continue
-        if kind := _kind(one.path):
-            count = 0 if kind == "tar" else 1
-            name = prefix + (one.path if base is None else base + one.path[len(path) :])
-            found.append((_Slice(number, one.path, name, kind, 0, count), f"{one.size} {one.mtime_ns}"))
-    if not found:
-        raise SettingError("sources", source, f"{_ALLOWED}; there are none")
-    return system, found
+    systems: list[Any] = []
+    files: dict[str, _File] = {}
+    for source in sources:
+        try:
+            system, path, name = _resolve(source)
+            info = system.get_file_info(path)
+            selected = fs.FileSelector(path, recursive=True) if info.type == fs.FileType.Directory else [path]
+            infos = system.get_file_info(selected)
+        except (OSError, ValueError, ImportError) as error:  # pyarrow's errors are among them
+            raise SettingError("sources", source, f"{_ALLOWED} ({type(error).__name__}: {error})") from error
+        found = {
+            name + one.path[len(path) :]: one
+            for one in sorted(infos, key=lambda one: str(one.path))
+            if one.type == fs.FileType.File
+            and _kind(one.path)
+            and not any(part.startswith((".", "_")) for part in one.path[len(path) :].split("/"))
+        }
+        if not found:
+            raise SettingError("sources", source, f"{_ALLOWED}; there are none")
+        for name, one in found.items():
+            state = f"{one.size} {one.mtime_ns}"
+            files[name] = _File(len(systems), one.path, name, _kind(one.path), state)
+        systems.append(system)
+    if not files:
+        raise SettingError("sources", list(sources), _ALLOWED)
+    return systems, list(files.values())
 
 
-def _file_system(source: str) -> tuple[Any, str, str, str | None]:
-    """Return file system, path in it, prefix of names, and what names have instead of that path."""
+def _resolve(source: str) -> tuple[Any, str, str]:
+    """Return a source's file system, its path there, and its name in the output."""
     import pyarrow as pa
     from pyarrow import fs
 
-    if not _URL.match(source):
+    if not (scheme := _URL.match(source)):
         path = os.path.abspath(os.path.expanduser(source))
-        return fs.LocalFileSystem(), path, "", source.rstrip("/") or source
-    scheme = source.partition(":")[0]
+        return fs.LocalFileSystem(), path, source.rstrip("/") or source
     try:
         system, path = fs.FileSystem.from_uri(source)
-    except pa.ArrowInvalid as error:
-        try:
-            fsspec: Any = importlib.import_module("fsspec")
-        except ImportError:
-            raise error from None
-        found, path = fsspec.core.url_to_fs(source)
-        system = fs.PyFileSystem(fs.FSSpecHandler(found))
-    return system, path.rstrip("/"), "" if scheme == "file" else f"{scheme}://", None
+    except pa.ArrowInvalid:
+        system, path = fs.FileSystem.from_uri(f"fsspec+{source}")
+    path = path.rstrip("/")
+    return system, path, path if _URL.match(path) else scheme[0] + path  # without keys of the URL
 
 
 def _kind(path: str) -> str:
-    from ..data.decoding import extensions
-
     name = path.lower()
     if name.endswith(_PARQUET):
         return "parquet"
@@ -356,67 +301,57 @@ def _kind(path: str) -> str:
     return "image" if os.path.splitext(name)[1] in extensions() else ""
 
 
-def _row_groups(system: Any, one: _Slice, job: _Job) -> list[int]:
-    """Return the numbers of rows of a Parquet file's row groups.
+def _open_parquet(job: _Job, file: _File) -> Any:
+    from pyarrow import parquet
+
+    # Buffered, as a whole column of a row group would be read otherwise.
+    system = job.systems[file.system]
+    return parquet.ParquetFile(file.path, filesystem=system, buffer_size=_BUFFER, pre_buffer=False)
+
+
+def _row_groups(job: _Job, file: _File) -> list[int]:
+    """Return the numbers of rows of a Parquet file's row groups (one row for another file).
 
     Raises:
         SettingError: It has not the columns.
         ImageError: It is damaged.
     """
     import pyarrow as pa
-    from pyarrow import parquet, types
+    from pyarrow import types
 
+    if file.kind != "parquet":
+        return [1]
     try:
-        with system.open_input_file(one.path) as file:
-            opened = parquet.ParquetFile(file)
+        with _open_parquet(job, file) as opened:
             schema, metadata = opened.schema_arrow, opened.metadata
     except (OSError, pa.ArrowException) as error:
-        raise ImageError(one.name, f"is no Parquet file that can be read ({error})") from error
+        raise ImageError(file.name, f"is no Parquet file that can be read ({error})") from error
     for setting, column in (("image_column", job.image_column), ("path_column", job.path_column)):
         if column is not None and column not in schema.names:
-            raise SettingError(setting, column, f"a column of {one.name}: {', '.join(schema.names)}")
+            raise SettingError(setting, column, f"a column of {file.name}: {', '.join(schema.names)}")
     kind = schema.field(job.image_column).type
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (types.is_binary(kind) or types.is_large_binary(kind)):
-        raise SettingError("image_column", job.image_column, f"bytes; in {one.name} it is {kind}")
+        raise SettingError("image_column", job.image_column, f"bytes; in {file.name} it is {kind}")
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
-def _split(one: _Slice, groups: Sequence[int], wanted: int) -> Iterator[_Slice]:
-    """Yield a file's row groups, large ones in pieces of about ``wanted`` rows."""
-    if one.kind != "parquet":
-        yield one
-        return
-    start = 0
-    for rows in groups:
-        pieces = min(_SPLITS, max(1, round(rows / wanted)))
-        size = -(-rows // pieces)
-        for first in range(0, rows, max(1, size)):
-            yield one._replace(start=start + first, images=min(size, rows - first))
-        start += rows
-
-
-def _gathered(slices: Iterable[_Slice], wanted: int) -> Iterator[_Part]:
-    """Yield parts of consecutive slices, each of ``wanted`` images or a little more; a shard is a part of its own."""
+def _divide(files: Sequence[_File], row_groups: Sequence[Sequence[int]]) -> Iterator[_Part]:
+    """Yield parts: rows of a Parquet file, a shard, or several image files."""
+    least, most = PART_IMAGES
+    wanted = min(most, max(least, sum(map(sum, row_groups)) // _PARTS))
     numbers = itertools.count()
-    gathered: list[_Slice] = []
-    count = 0
-    for one in slices:
-        if gathered and (count + one.images > wanted or one.kind == "tar"):
-            yield _Part(next(numbers), tuple(gathered))
-            gathered, count = [], 0
-        gathered.append(one)
-        count += one.images
-        if one.kind == "tar":
-            count = wanted
-    if gathered:
-        yield _Part(next(numbers), tuple(gathered))
-
-
-def _image_count(parts: Iterable[_Part]) -> int | None:
-    counts = [one.images for part in parts for one in part.slices]
-    return sum(counts) if all(counts) else None
+    for kind, group in itertools.groupby(zip(files, row_groups, strict=True), lambda pair: pair[0].kind):
+        if kind == "image":
+            images = [file for file, _ in group]
+            for start in range(0, len(images), wanted):
+                yield _Part(next(numbers), tuple(images[start : start + wanted]), 0, 0)
+            continue
+        for file, rows in group:
+            size = max(wanted, -(-max(rows, default=0) // _SPLITS))
+            for start in range(0, sum(rows), size):
+                yield _Part(next(numbers), (file,), start, min(start + size, sum(rows)))
 
 
 # The output directory.
@@ -431,23 +366,20 @@ def _start_output(directory: Path, manifest: Mapping[str, Any]) -> None:
     file = directory / MANIFEST
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            if any(directory.iterdir()):
-                raise SettingError(
-                    "output", str(directory), "a new or empty directory, or one of the same call"
-                )
+        before = dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+        empty = not any(directory.iterdir())
+        if empty:
             with replacing(file) as beside:
                 beside.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            return
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        if isinstance(error, SettingError):
-            raise
+    except (OSError, ValueError, TypeError) as error:
         raise SettingError("output", str(directory), f"a directory that can be written ({error})") from error
+    if empty:
+        return
+    if before is None:
+        raise SettingError("output", str(directory), "a new or empty directory, or one of the same call")
     for name, value in manifest.items():
-        if not isinstance(before, dict) or before.get(name) != value:
-            was = before.get(name) if isinstance(before, dict) else before
-            allowed = f"a new directory; this one holds scores for {name} {was!r} rather than {value!r}"
+        if before.get(name) != value:
+            allowed = f"a new directory; this one holds scores for {name} {before.get(name)!r} rather than {value!r}"
             raise SettingError("output", str(directory), allowed)
 
 
@@ -458,90 +390,27 @@ def _write_part(file: Path, table: Any) -> None:
         parquet.write_table(table, beside, compression="zstd")
 
 
-def _read_part(file: Path) -> Any:
-    from pyarrow import ArrowException, parquet
+def _count(directory: Path, parts: Iterable[_Part]) -> tuple[int, int, int]:
+    """Return the numbers of images, OOD images and errors in the files of parts.
 
+    Raises:
+        ResultError: One is damaged.
+    """
+    import pyarrow as pa
+    from pyarrow import dataset
+
+    files = [str(directory / part.output) for part in parts]
     try:
-        with parquet.ParquetFile(file) as opened:
-            return opened.read(["ood", "error"])
-    except (OSError, ArrowException) as error:
+        rows = dataset.dataset(files, pa.schema(list(_COLUMNS.items())), "parquet")
+        ood, errors = dataset.field("ood"), dataset.field("error").is_valid()
+        return rows.count_rows(), rows.count_rows(filter=ood), rows.count_rows(filter=errors)
+    except (OSError, pa.ArrowException) as error:
         raise ResultError(
-            f"{file}: damaged ({error}); delete it, and the next call scores its images"
+            f"{directory}: a part is damaged ({error}); delete it, and the next call scores its images"
         ) from error
 
 
-def _count(table: Any) -> np.ndarray:
-    """Return the numbers of images, OOD images and errors of a part."""
-    from pyarrow import compute
-
-    return np.array(
-        [len(table), compute.sum(table["ood"]).as_py() or 0, len(table) - table["error"].null_count]
-    )
-
-
 # In the workers.
-
-_latest: dict[str, _Loaded] = {}
-
-
-def _load_detector(job: _Job, device: str) -> _Loaded:
-    """Return detector, transform and class names for a job."""
-    from ..models.loading import load_network
-    from .scoring import _network_of
-
-    notes = read_detector(job.detector).notes
-    if isinstance(job.network, nn.Module):
-        if not callable(job.transform):
-            raise SettingError(
-                "transform", job.transform, "a function of a PIL image, as network is a module"
-            )
-        network, transform, description, classes = job.network, job.transform, repr(job.transform), []
-        if device_of(network) != torch.device(device):  # the caller's stays in its place
-            network = copy.deepcopy(network)
-    else:
-        given = {"network": job.network, "weights": job.weights, "transform": job.transform}
-        chosen = _network_of(job.detector, notes, given)
-        found = load_network(chosen["network"], chosen["weights"], chosen["transform"])
-        network, transform, description = found.network, found.transform, found.description
-        classes = list(found.classes)
-    named = notes.get("classes")
-    detector = load_detector(job.detector, network.to(device))
-    description = re.sub(r" at 0x\w+", "", description)
-    return _Loaded(
-        detector,
-        transform,
-        description,
-        list(map(str, named if isinstance(named, list) and named else classes)),
-        detector.threshold(job.tpr),
-    )
-
-
-def _decode(content: bytes, name: str) -> Any:
-    """Return a PIL image in RGB; see :func:`~openood_adascale.data.decoding.read_image`.
-
-    Raises:
-        ImageError: It is no image, damaged, truncated, or larger than Pillow allows.
-    """
-    from ..data import decoding
-
-    module = decoding.pillow()
-    try:
-        with (
-            decoding._no_truncated_images(),
-            module.open(io.BytesIO(content), formats=decoding.formats()) as image,
-        ):
-            image.load()
-            return decoding._in_rgb(module, image)
-    except Exception as error:  # Pillow's decoders raise anything for damaged files
-        raise ImageError(name, decoding._reason(module, error)) from error
-
-
-class _Row(NamedTuple):
-    """A row of the output, with the image before it is scored."""
-
-    name: str
-    content: bytes | None
-    error: str | None = None
 
 
 def _score_part(shared: Mapping[str, Any], part: _Part) -> Any:
@@ -550,153 +419,126 @@ def _score_part(shared: Mapping[str, Any], part: _Part) -> Any:
 
     job: _Job = shared["job"]
     device = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if job.key not in _latest:
-        _latest.clear()
-        if job.remote:
-            keep_memory()
-        _latest[job.key] = _load_detector(job, device)
-    loaded = _latest[job.key]
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("path", "prediction", "class", "score", "ood", "error")
-    }
-    threads = torch.get_num_threads()
-    rows = itertools.chain.from_iterable(_read_slice(job, one) for one in part.slices)
-    with ThreadPoolExecutor(threads) as executor:
-        for batch in _decoded(rows, job.batch_size, loaded.transform, executor, int(device != "cpu")):
-            _score_batch(loaded, batch, columns)
-    types = dict(zip(columns, ("string", "int64", "string", "float64", "bool", "string"), strict=True))
-    return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
+    job.detector.network.to(device)
+    images, rows = _read(job, part), []
+    decode = functools.partial(_decode, job.transform)
+    batches: deque[Iterator[tuple[str, Tensor | str]]] = deque()
+    with ThreadPoolExecutor(torch.get_num_threads()) as executor:
+        while batch := list(itertools.islice(images, job.batch_size)):
+            batches.append(executor.map(decode, batch))
+            if device == "cpu" or len(batches) > 1:  # a GPU scores a batch while the next is decoded
+                rows += _score(job, list(batches.popleft()))
+        for decoded in batches:
+            rows += _score(job, list(decoded))
+    return pa.Table.from_pylist(rows, pa.schema(list(_COLUMNS.items())))
 
 
-def _decoded(
-    rows: Iterable[_Row],
-    batch_size: int,
-    transform: Callable[[Any], Tensor],
-    executor: ThreadPoolExecutor,
-    ahead: int,
-) -> Iterator[list[tuple[str, Tensor | str]]]:
-    """Yield batches of names with a tensor or an error text each; ``ahead`` more are decoded meanwhile."""
+def _decode(transform: Callable[[Any], Tensor], image: tuple[str, bytes | str]) -> tuple[str, Tensor | str]:
+    """Return the name of an image, and its tensor or the reason why there is none."""
+    name, content = image
+    if isinstance(content, str):
+        return name, content
+    try:
+        return name, apply_transform(read_image(name, content), transform, name)
+    except ImageError as error:
+        return name, error.why
 
-    def image(row: _Row) -> tuple[str, Tensor | str]:
-        if row.error is not None or not row.content:
-            return row.name, row.error or "is empty"
+
+def _score(job: _Job, images: Sequence[tuple[str, Tensor | str]]) -> list[dict[str, Any]]:
+    """Return the rows of a batch."""
+    rows: list[dict[str, Any]] = [
+        {"path": _text(name), "error": _text(image) if isinstance(image, str) else None}
+        for name, image in images
+    ]
+    while places := [place for place, row in enumerate(rows) if row["error"] is None]:
+        batch: list[Any] = [images[place][1] for place in places]
+        if len(shapes := {tuple(image.shape) for image in batch}) > 1:
+            raise SettingError(
+                "transform", job.transform, f"one that gives images of one size, not of {shapes}"
+            )
         try:
-            return row.name, apply_transform(_decode(row.content, row.name), transform, row.name)
-        except ImageError as error:
-            return row.name, error.why
-
-    waiting: deque[list[Future[tuple[str, Tensor | str]]]] = deque()
-    iterator = iter(rows)
-    while batch := list(itertools.islice(iterator, batch_size)):
-        waiting.append([executor.submit(image, row) for row in batch])
-        if len(waiting) > ahead:
-            yield [future.result() for future in waiting.popleft()]
-    for futures in waiting:
-        yield [future.result() for future in futures]
-
-
-def _score_batch(
-    loaded: _Loaded, batch: Sequence[tuple[str, Tensor | str]], columns: Mapping[str, list[Any]]
-) -> None:
-    """Append a batch's rows to the columns."""
-    results: dict[int, tuple[Any, ...]] = {
-        place: (None, None, None, None, error)
-        for place, (_, error) in enumerate(batch)
-        if isinstance(error, str)
-    }
-    places = [place for place in range(len(batch)) if place not in results]
-    while places:
-        images = torch.stack(
-            [image for image in (batch[place][1] for place in places) if isinstance(image, Tensor)]
-        )
-        try:
-            predictions, scores = loaded.detector.predict(images)
+            predictions, scores = job.detector.predict(torch.stack(batch))
         except NotFiniteError as error:  # the other images are scored without these
             for row in error.rows:
-                results[places[row]] = (None, None, None, None, f"{error.what}: NaN or infinity")
-            places = [place for place in places if place not in results]
+                rows[places[row]]["error"] = f"{error.what}: NaN or infinity"
             continue
-        split = loaded.detector.extractor.split
-        named = split is None or len(split.head.weight) == len(loaded.classes)
+        split = job.detector.extractor.split
+        named = split is None or len(split.head.weight) == len(job.classes)
         for place, prediction, score in zip(places, predictions.tolist(), scores.tolist(), strict=True):
-            name = loaded.classes[prediction] if named and prediction < len(loaded.classes) else ""
-            results[place] = (prediction, name, score, score < loaded.threshold, None)
+            name = job.classes[prediction] if named and prediction < len(job.classes) else ""
+            rows[place] |= {
+                "prediction": prediction,
+                "class": _text(name),
+                "score": score,
+                "ood": score < job.threshold,
+            }
         break
-    for place, (name, _) in enumerate(batch):
-        for column, value in zip(columns.values(), (name, *results[place]), strict=True):
-            column.append(value.encode("utf-8", "backslashreplace") if isinstance(value, str) else value)
+    return rows
 
 
-def _read_slice(job: _Job, one: _Slice) -> Iterator[_Row]:
-    """Yield a slice's images, undecoded.
+def _text(text: str) -> str:
+    """Return a text in which bytes of a file name that are not UTF-8 are escaped, as Parquet requires."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _read(job: _Job, part: _Part) -> Iterator[tuple[str, bytes | str]]:
+    """Yield the names of a part's images, and their bytes or the reason why there are none.
 
     Raises:
-        ImageError: The file is damaged as a whole, or gone.
+        ImageError: A file is damaged as a whole, or gone.
     """
     import pyarrow as pa
 
-    system = job.systems[one.source]
-    try:
-        if one.kind == "parquet":
-            yield from _read_parquet(job, system, one)
-        elif one.kind == "tar":
-            yield from _read_tar(system, one)
-        else:
-            yield _read_file(system, one)
-    except (OSError, pa.ArrowException, tarfile.TarError, EOFError) as error:
-        raise ImageError(one.name, f"cannot be read ({type(error).__name__}: {error})") from error
+    for file in part.files:
+        system = job.systems[file.system]
+        try:
+            if file.kind == "parquet":
+                yield from _read_parquet(job, file, part.start, part.stop)
+            elif file.kind == "tar":
+                yield from _read_tar(system, file)
+            else:
+                yield file.name, _read_file(system, file)
+        except (OSError, pa.ArrowException, tarfile.TarError, EOFError) as error:
+            raise ImageError(file.name, f"cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _read_parquet(job: _Job, system: Any, one: _Slice) -> Iterator[_Row]:
-    from pyarrow import parquet
-
-    stop = one.start + one.images
-    columns = [job.image_column, *([job.path_column] if job.path_column else [])]
-    with system.open_input_file(one.path) as file:
-        # Buffered, as a whole column of a row group would be read otherwise.
-        opened = parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
-        groups, position, first = [], 0, None
+def _read_parquet(job: _Job, file: _File, start: int, stop: int) -> Iterator[tuple[str, bytes]]:
+    columns = [column for column in (job.image_column, job.path_column) if column is not None]
+    with _open_parquet(job, file) as opened:
+        first = 0
         for group in range(opened.metadata.num_row_groups):
-            rows = opened.metadata.row_group(group).num_rows
-            if position < stop and position + rows > one.start:
-                groups.append(group)
-                first = position if first is None else first
-            position += rows
-        position = first or 0
-        for batch in opened.iter_batches(
-            job.batch_size, row_groups=groups, columns=columns, use_threads=False
-        ):
-            low, high = max(0, one.start - position), min(len(batch), stop - position)
-            if low < high:
-                images = batch.column(batch.schema.get_field_index(job.image_column)).slice(low, high - low)
-                names: Iterable[Any] = (f"{one.name}#{position + row}" for row in range(low, high))
-                if job.path_column:
-                    names = batch.column(batch.schema.get_field_index(job.path_column)).slice(low, high - low)
-                for name, image in zip(names, images, strict=True):
-                    content = image.as_py()
-                    content = content.get("bytes") if isinstance(content, dict) else content
-                    yield _Row(name if isinstance(name, str) else str(name.as_py()), content)
-            position += len(batch)
-            if position >= stop:
-                return
+            row, first = first, first + opened.metadata.row_group(group).num_rows
+            if first <= start or row >= stop:
+                continue
+            for batch in opened.iter_batches(job.batch_size, [group], columns, use_threads=False):
+                for place in range(max(0, start - row), min(len(batch), stop - row)):
+                    image = batch[job.image_column][place].as_py()
+                    name = f"{file.name}#{row + place}"
+                    if job.path_column is not None:
+                        name = str(batch[job.path_column][place].as_py())
+                    yield name, (image.get("bytes") if isinstance(image, dict) else image) or b""
+                row += len(batch)
+                if row >= stop:
+                    break
 
 
-def _read_tar(system: Any, one: _Slice) -> Iterator[_Row]:
+def _read_tar(system: Any, file: _File) -> Iterator[tuple[str, bytes]]:
     with (
-        system.open_input_stream(one.path, compression=None) as file,
-        tarfile.open(fileobj=file, mode="r|*") as shard,
+        system.open_input_stream(file.path, compression=None) as stream,
+        tarfile.open(fileobj=stream, mode="r|*") as shard,
     ):
         for member in shard:
             name = os.path.basename(member.name)
             if member.isreg() and not name.startswith(".") and _kind(name) == "image":
                 content = shard.extractfile(member)
-                yield _Row(f"{one.name}/{member.name}", content.read() if content else None)
+                yield f"{file.name}/{member.name}", content.read() if content else b""
             vars(shard)["members"] = []  # it would keep all of them
 
 
-def _read_file(system: Any, one: _Slice) -> _Row:
+def _read_file(system: Any, file: _File) -> bytes | str:
     try:
-        with system.open_input_stream(one.path, compression=None) as file:
-            return _Row(one.name, file.read())
+        with system.open_input_stream(file.path, compression=None) as stream:
+            content: bytes = stream.read()
+            return content
     except (FileNotFoundError, PermissionError) as error:
-        return _Row(one.name, None, error.strerror or str(error))
+        return error.strerror or str(error)

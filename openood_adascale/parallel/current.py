@@ -1,16 +1,15 @@
-"""The pool in use."""
+"""The pool in use: this process, unless Ray is asked for."""
 
 from __future__ import annotations
 
 import atexit
+import functools
+import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .pool import CHOSEN, LOCAL, POOL_VARIABLE, Pool, parse_address
-from .ray_pool import RayPool
-
-_environment: Pool | None = None  # the pool that the environment variable asks for
 
 
 def current_pool() -> Pool:
@@ -19,27 +18,20 @@ def current_pool() -> Pool:
     Raises:
         PoolError: If the environment variable cannot be used.
     """
-    pool = CHOSEN.get(None) or (_environment_pool() if os.environ.get(POOL_VARIABLE) else LOCAL)
+    pool = CHOSEN.get(LOCAL)
+    if pool is LOCAL and os.environ.get(POOL_VARIABLE) and multiprocessing.parent_process() is None:
+        pool = _environment_pool()
     return pool if pool.usable() else LOCAL
 
 
+@functools.cache
 def _environment_pool() -> Pool:
-    global _environment
-    if _is_child():
-        return LOCAL
-    if _environment is None or not _environment.usable():
-        address, workers = parse_address(os.environ[POOL_VARIABLE])
-        pool = RayPool(workers, address)
-        atexit.register(pool.close)
-        _environment = pool
-    return _environment
+    from .ray_pool import RayPool
 
-
-def _is_child() -> bool:
-    """Return True in a process of multiprocessing, such as a DataLoader's."""
-    import multiprocessing
-
-    return multiprocessing.parent_process() is not None
+    address, workers = parse_address(os.environ[POOL_VARIABLE])
+    pool = RayPool(workers, address)
+    atexit.register(pool.close)
+    return pool
 
 
 @contextmanager
@@ -50,12 +42,14 @@ def ray_workers(
 
     Args:
         workers: Number of workers (default: one for each GPU of the cluster; required without GPUs).
-        address: ``local`` to start Ray on this machine, ``auto`` to join a cluster that is there, or ``HOST:PORT``.
+        address: ``local`` to start Ray on this machine, ``auto`` to join a running cluster, or ``HOST:PORT``.
         dashboard: Start Ray's dashboard; needs ``ray[default]``.
 
     Raises:
         PoolError: If Ray is not installed or cannot be started, or ``workers`` is missing or out of range.
     """
+    from .ray_pool import RayPool
+
     pool = RayPool(workers, address, dashboard)
     token = CHOSEN.set(pool)
     try:

@@ -1,18 +1,24 @@
-"""The interface of the pool of workers, and the pool in use."""
+"""The interface of the pool of workers, and the pool that is this process."""
 
 from __future__ import annotations
 
 import contextvars
 import os
-from abc import ABC, abstractmethod
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
-
-from .errors import PoolError
 
 POOL_VARIABLE = "OPENOOD_ADASCALE_RAY"
 P = TypeVar("P")
 R = TypeVar("R")
+
+
+class PoolError(ValueError):
+    """A pool that cannot be started, or an object that cannot be sent to its workers."""
+
+
+class WorkerLostError(RuntimeError):
+    """Work that ended its worker three times; names the images."""
 
 
 class SharedObject(NamedTuple):
@@ -23,17 +29,16 @@ class SharedObject(NamedTuple):
     value: Any
 
 
-class Pool(ABC):
-    """Workers that run numbered pieces of work."""
+class Pool:
+    """Runs numbered pieces of work in the calling process; the base class of the pool on Ray."""
 
-    workers: int
+    workers = 1
     """Number of workers."""
 
     def usable(self) -> bool:
         """Return False in a process that has inherited the pool by a fork, such as a DataLoader's."""
         return True
 
-    @abstractmethod
     def map(
         self,
         function: Callable[[dict[str, Any], P], R],
@@ -54,27 +59,12 @@ class Pool(ABC):
             WorkerLostError: If a piece ended its worker three times.
             Exception: The original exception of ``function``.
         """
-
-
-class LocalPool(Pool):
-    """The calling process."""
-
-    workers = 1
-
-    def map(
-        self,
-        function: Callable[[dict[str, Any], P], R],
-        pieces: Iterable[P],
-        shared: Mapping[str, SharedObject],
-        describe: Callable[[P], str] = str,
-    ) -> Iterator[R]:
-        """Yield ``function(objects, piece)`` for each piece, one after another; see :meth:`Pool.map`."""
         objects = {name: one.value for name, one in shared.items()}
         for piece in pieces:
             yield function(objects, piece)
 
 
-LOCAL = LocalPool()
+LOCAL = Pool()
 CHOSEN: contextvars.ContextVar[Pool] = contextvars.ContextVar("pool")
 """The pool that :func:`~.current.ray_workers` has started."""
 _workers_of_node = 1
@@ -89,22 +79,17 @@ def parse_address(text: str) -> tuple[str, int | None]:
     Raises:
         PoolError: If the text has another form.
     """
-    parts = text.strip().split(":")
-    place = parts[:1] if parts[0] in ("local", "auto") else parts[:2]
-    rest = parts[len(place) :]
-    valid = len(rest) <= 1 and all(part.isdecimal() and int(part) > 0 for part in rest)
-    if place[0] not in ("local", "auto"):
-        valid = valid and len(place) == 2 and bool(place[0]) and place[1].isdecimal()
-    if not valid:
+    found = re.fullmatch(r"(local|auto|(?!(?:local|auto):)[^:]+:\d+)(?::0*([1-9]\d*))?", text.strip())
+    if found is None:
         raise PoolError(
             f"{POOL_VARIABLE}: {text!r} is not allowed; expected local, auto or HOST:PORT, and :WORKERS if wanted"
         )
-    return ":".join(place), int(rest[0]) if rest else None
+    return found[1], int(found[2]) if found[2] else None
 
 
 def reader_processes(total: int) -> int:
     """Return the number of image reading processes for this process: ``total`` divided among the workers of its node."""
-    return total if _workers_of_node == 1 else -(-total // _workers_of_node) if total else 0
+    return -(-total // _workers_of_node)
 
 
 def enter_worker(workers_of_node: int) -> None:
@@ -112,7 +97,6 @@ def enter_worker(workers_of_node: int) -> None:
     global _workers_of_node
     os.environ.pop(POOL_VARIABLE, None)  # for its threads and child processes, too
     _workers_of_node = workers_of_node
-    CHOSEN.set(LOCAL)
 
 
 def refuse_torchrun() -> None:

@@ -1,68 +1,19 @@
-"""Checks of objects that are sent to other processes."""
+"""Checks of objects and modules that are sent to other processes."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import importlib
+import importlib.util
+import os
 import pickle
 import sys
 import sysconfig
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
-from .errors import PoolError
-
-
-class _HashFile:
-    """A file that keeps nothing but a hash of the bytes that are written."""
-
-    def __init__(self) -> None:
-        self.hash = hashlib.blake2b(digest_size=16)
-
-    def write(self, content: Any) -> int:
-        self.hash.update(content)
-        return memoryview(content).nbytes
-
-    def add_buffer(self, buffer: pickle.PickleBuffer) -> None:
-        self.hash.update(buffer.raw())
-
-
-def inspect_object(name: str, value: Any) -> tuple[str, set[str]]:
-    """Pickle an object without keeping the result.
-
-    Args:
-        name: Name of the object in errors.
-        value: The object.
-
-    Returns:
-        A hash of its content, and the names of the modules of its classes and functions.
-
-    Raises:
-        PoolError: If it cannot be pickled.
-    """
-    import cloudpickle
-
-    modules: set[str] = set()
-
-    class Recorder(cloudpickle.Pickler):
-        def reducer_override(self, obj: Any) -> Any:
-            named = (
-                isinstance(obj, type | FunctionType) and "<" not in obj.__qualname__
-            )  # others are sent whole
-            if named and isinstance(obj.__module__, str):
-                modules.add(obj.__module__)
-            return super().reducer_override(obj)
-
-    sink = _HashFile()
-    try:
-        Recorder(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=sink.add_buffer).dump(value)
-    except Exception as error:
-        raise PoolError(
-            f"{name}: {type(value).__name__} cannot be sent to other processes ({type(error).__name__}: {error}); expected "
-            "an object that pickle can copy: no locks, open files or generators in it"
-        ) from error
-    return sink.hash.hexdigest(), modules
+from .pool import PoolError
 
 
 def content_key(name: str, value: Any) -> str:
@@ -74,51 +25,91 @@ def content_key(name: str, value: Any) -> str:
     return f"{name} {inspect_object(name, value)[0]}"
 
 
-def own_modules(names: set[str]) -> dict[str, str]:
-    """Return a hash of the source file of each loaded module outside installed libraries."""
-    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-    found = {}
-    for name in sorted(names - {"__main__"}):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file and not file.startswith(libraries) and (content := _source_hash(name)):
-            found[name] = content
-    return found
+def inspect_object(name: str, value: Any) -> tuple[str, set[str]]:
+    """Return a hash of an object's pickle, and the names of the modules of its classes and functions.
 
-
-def import_modules(expected: dict[str, str]) -> dict[str, str]:
-    """Import modules, and return the reason for each that cannot be imported or has another source.
-
-    Args:
-        expected: Hashes from :func:`own_modules` by name.
+    Raises:
+        PoolError: If it cannot be pickled; names it by ``name``.
     """
-    reasons = {}
-    for name, content in expected.items():
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            reasons[name] = f"{type(error).__name__}: {error}"
-        else:
-            if _source_hash(name) != content:
-                reasons[name] = "its source differs from this process's"
-    return reasons
+    from ray import cloudpickle
 
+    modules: set[str] = set()
+    content = hashlib.blake2b(digest_size=16)
 
-def _source_hash(name: str) -> str:
+    class Recorder(cloudpickle.Pickler):
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type | FunctionType) and "<" not in obj.__qualname__:  # others are sent whole
+                modules.add(str(obj.__module__))
+            return super().reducer_override(obj)
+
+    class Sink:
+        write = staticmethod(content.update)
+
     try:
-        content = Path(str(sys.modules[name].__file__)).read_bytes()
-    except OSError:
-        return ""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+        recorder = Recorder(
+            Sink(), pickle.HIGHEST_PROTOCOL, buffer_callback=lambda buffer: content.update(buffer.raw())
+        )
+        recorder.dump(value)
+    except Exception as error:
+        raise PoolError(
+            f"{name}: {type(value).__name__} cannot be sent to other processes ({type(error).__name__}: {error}); expected "
+            "an object that pickle can copy: no locks, open files or generators in it"
+        ) from error
+    return content.hexdigest(), modules
 
 
 def portable(error: BaseException) -> BaseException:
-    """Return ``error``, or a RuntimeError with its text if pickle cannot rebuild it."""
-    import cloudpickle
+    """Return ``error``, or a RuntimeError with its text if pickle cannot rebuild it or it would end a Ray worker."""
+    from ray import cloudpickle
 
-    try:
+    with contextlib.suppress(Exception):
         copy = pickle.loads(cloudpickle.dumps(error))
-    except Exception:
-        copy = None
-    if type(copy) is type(error) and str(copy) == str(error):
-        return error
+        if isinstance(error, Exception) and type(copy) is type(error) and str(copy) == str(error):
+            return error
     return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def own_modules(names: set[str]) -> dict[str, tuple[str, str]]:
+    """Return the source file, and its hash, of each loaded module outside installed libraries."""
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names - {"__main__"}}
+    return {
+        name: (file, _file_hash(file))
+        for name, file in files.items()
+        if file and not file.startswith(libraries) and os.path.isfile(file)
+    }
+
+
+def import_modules(expected: dict[str, tuple[str, str]]) -> None:
+    """Import modules, given as :func:`own_modules` returns them, by their names or else from their files.
+
+    Raises:
+        PoolError: If one cannot be imported or has another source.
+    """
+    for name, (file, content) in expected.items():
+        try:
+            found = _import(name, file).__file__
+            reason = "" if found and _file_hash(found) == content else "its source differs from the driver's"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+        if reason:
+            raise PoolError(
+                f"workers: they cannot use module {name!r} ({reason}); copy it to each node, put it on PYTHONPATH before "
+                "Ray starts, or pass a runtime_env to ray.init"
+            )
+
+
+def _import(name: str, file: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None or not os.path.isfile(file):
+            raise
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+def _file_hash(file: str) -> str:
+    return hashlib.blake2b(Path(file).read_bytes(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""Settings of torch that numbers depend on, and versions."""
+"""Versions and settings of torch that driver and workers must share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import operator
 import platform
 from typing import Any
 
-Flags = dict[str, Any]
-_BACKEND_FLAGS = (  # an outer precision before the inner ones, which it would overwrite
+import torch
+
+# Of torch.backends; an outer precision stands before the inner ones, which it would overwrite.
+_BACKEND_FLAGS = (
     "cudnn.enabled",
     "cudnn.benchmark",
     "cudnn.deterministic",
@@ -31,54 +33,45 @@ _BACKEND_FLAGS = (  # an outer precision before the inner ones, which it would o
 
 def versions() -> dict[str, str]:
     """Return the versions that driver and workers must share."""
-    import torch
-
     from .. import __version__
 
-    return {
-        "Python": ".".join(platform.python_version_tuple()[:2]),
-        "torch": torch.__version__,
-        "openood_adascale": __version__,
-    }
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"Python": python, "torch": torch.__version__, "openood_adascale": __version__}
 
 
-def arithmetic_flags() -> Flags:
+def arithmetic_flags() -> dict[str, Any]:
     """Return torch's global settings that numbers depend on."""
-    import torch
-
-    flags: Flags = {
+    flags = {
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
         "dtype": torch.get_default_dtype(),
         "denormal": torch.tensor([1e-40], dtype=torch.float32).mul(1.0).item() == 0.0,
+        "matmul": _matmul_precision(),
     }
-    with contextlib.suppress(RuntimeError):  # set through fp32_precision only
-        flags["matmul"] = torch.get_float32_matmul_precision()
-    for name in _BACKEND_FLAGS:
-        try:
-            flags[name] = operator.attrgetter(name)(torch.backends)
-        except (AttributeError, RuntimeError):  # torch is older, or the flag was set through fp32_precision
-            continue
-    return flags
+    return {**flags, **{name: _backend_flag(name) for name in _BACKEND_FLAGS}}
 
 
-def set_arithmetic_flags(flags: Flags) -> None:
+def set_arithmetic_flags(flags: dict[str, Any]) -> None:
     """Set torch's global settings to those of :func:`arithmetic_flags`."""
-    import torch
-
     torch.use_deterministic_algorithms(flags["deterministic"], warn_only=flags["warn_only"])
     torch.set_default_dtype(flags["dtype"])
     torch.set_flush_denormal(flags["denormal"])
-    present = arithmetic_flags()
-    if "matmul" in flags and present.get("matmul") != flags["matmul"]:
+    if flags["matmul"] not in (None, _matmul_precision()):
         torch.set_float32_matmul_precision(flags["matmul"])
-        present = arithmetic_flags()
     for name in _BACKEND_FLAGS:
-        if name in flags and present.get(name) != flags[name]:
-            owner, _, attribute = name.rpartition(".")
-            setattr(
-                operator.attrgetter(owner)(torch.backends) if owner else torch.backends,
-                attribute,
-                flags[name],
-            )
-            present = arithmetic_flags()
+        if flags[name] not in (None, _backend_flag(name)):
+            owner, _, attribute = f"backends.{name}".rpartition(".")
+            setattr(operator.attrgetter(owner)(torch), attribute, flags[name])
+
+
+def _matmul_precision() -> str | None:
+    with contextlib.suppress(RuntimeError):  # set through fp32_precision
+        return torch.get_float32_matmul_precision()
+    return None
+
+
+def _backend_flag(name: str) -> Any:
+    """Return a flag of torch.backends (None if torch is older, or it was set through fp32_precision)."""
+    with contextlib.suppress(AttributeError, RuntimeError):
+        return operator.attrgetter(name)(torch.backends)
+    return None

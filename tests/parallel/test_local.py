@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from openood_adascale.parallel import (
-    LocalPool,
+    Pool,
     PoolError,
     SharedObject,
     content_key,
@@ -16,6 +16,7 @@ from openood_adascale.parallel import (
     reader_processes,
     refuse_torchrun,
 )
+from openood_adascale.parallel.sending import import_modules
 
 
 def add(objects, piece):
@@ -29,7 +30,7 @@ def test_local_pool_yields_results_in_order_one_at_a_time():
         seen.append(piece)
         return add(objects, piece)
 
-    results = LocalPool().map(note, iter(range(5)), {"offset": SharedObject("k", 10)})
+    results = Pool().map(note, iter(range(5)), {"offset": SharedObject("k", 10)})
     assert next(results) == 10
     assert seen == [0]
     assert list(results) == [11, 12, 13, 14]
@@ -40,7 +41,7 @@ def test_local_pool_raises_the_original_exception():
         raise KeyError("the original")
 
     with pytest.raises(KeyError, match="the original"):
-        list(LocalPool().map(fail, [1], {}))
+        list(Pool().map(fail, [1], {}))
 
 
 def test_current_pool_without_ray_is_this_process(monkeypatch):
@@ -93,23 +94,26 @@ def test_invalid_timeout_raises(monkeypatch, seconds):
         pass
 
 
-def test_closed_pool_raises():
-    pytest.importorskip("ray", reason="needs the extra ray")
-    with ray_workers(1) as pool:
-        assert list(pool.map(lambda objects, piece: piece, [1], {})) == [1]
-    with pytest.raises(PoolError, match="the pool is closed"):
-        next(pool.map(add, [1], {}))
-
-
 def test_content_key_follows_the_content():
+    pytest.importorskip("ray", reason="needs the extra ray")
     assert content_key("a", np.arange(4)) != content_key("a", np.arange(4)[::-1])
     assert content_key("a", [1, 2]) == content_key("a", [1, 2])
     assert content_key("a", [1, 2]) != content_key("a", [1, 3])
 
 
 def test_object_that_cannot_be_pickled_is_named():
+    pytest.importorskip("ray", reason="needs the extra ray")
     with pytest.raises(PoolError, match="cannot be sent to other processes"):
         content_key("network", multiprocessing.Lock())
+
+
+def test_module_of_another_source_is_named(tmp_path, monkeypatch):
+    (tmp_path / "module_of_a_user.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = str(tmp_path / "module_of_a_user.py")
+    for name, words in (("module_of_a_user", "its source differs"), ("no_module", "No module named")):
+        with pytest.raises(PoolError, match=f"'{name}'.*{words}.*runtime_env"):
+            import_modules({name: (file.replace("module_of_a_user", name), "another hash")})
 
 
 def test_torchrun_is_told_the_new_way(monkeypatch):
