@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import CacheError, SettingError
-from ..parallel.errors import PoolError
-from .options import UsageError, chosen_pool
+from ..parallel import PoolError
+from .options import UsageError, chosen_pool, describe
 from .output import ClosedEarlyError, complain, forgiving_output, one_line
 
 COMMANDS = {
@@ -32,8 +32,6 @@ COMMANDS = {
     "cache": "list or clear a feature cache",
     "doctor": "print versions, devices and settings for a bug report",
 }
-EXAMPLE = "example:\n  openood-adascale evaluate --help"
-
 _CLOSED = 141  # 128 + SIGPIPE, as a shell has it
 _INTERRUPTED = 130
 
@@ -65,17 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="openood-adascale",
-        description="AdaSCALE out-of-distribution detection. OPTIONS of a command: openood-adascale COMMAND --help.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(prog="openood-adascale")
+    describe(
+        parser,
+        "AdaSCALE out-of-distribution detection. Options of a command: openood-adascale COMMAND --help.",
+        "openood-adascale demo",
+        "openood-adascale evaluate --help",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     called = next((word for word in arguments if word != "--"), None)
     for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command = commands.add_parser(name, help=text)
         if name == called:
             module = importlib.import_module(f".{name}", __package__)
             module.add_arguments(command)
@@ -93,8 +92,6 @@ def _execute(options: argparse.Namespace) -> int:
             return status
         except BrokenPipeError:  # nobody reads standard output any more
             raise
-        except UsageError as error:
-            complain(f"openood-adascale {options.command}: {error}")
         except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError) as error:
             complain(f"openood-adascale {options.command}: {one_line(error)}")
         except KeyboardInterrupt:

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ..errors import SettingError
-from .options import UsageError, describe
+from .options import UsageError, describe, group
 from .output import printable
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     describe(
         parser,
-        "List or clear the entries of a feature cache: features of images under one network.",
+        "List or clear the entries of a feature cache. An entry holds the features of a dataset under one network.",
         "openood-adascale cache list --cache-dir features",
         "openood-adascale cache clear 3f2a --cache-dir features",
     )
-    add = parser.add_argument
-    add("action", choices=["list", "clear"], help="list the entries, or remove them (required)")
-    add("keys", nargs="*", metavar="KEY", help="first letters of the keys of entries (default: all entries)")
-    add("--cache-dir", metavar="DIR", help="the cache (default: $OPENOOD_ADASCALE_CACHE_DIR)")
+    add = group(parser)
+    add("action", "list the entries, or clear them (required)", choices=["list", "clear"])
+    add("keys", "first letters of the keys of entries (default: all entries)", nargs="*", metavar="KEY")
+    add("--cache-dir DIR", "the cache (default: $OPENOOD_ADASCALE_CACHE_DIR)")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -41,8 +41,7 @@ def execute(options: argparse.Namespace) -> int:
             raise SettingError(
                 "KEY", key, f"the first letters of a key in openood-adascale cache list ({directory})"
             )
-    keys = tuple(options.keys) or ("",)
-    chosen = [entry for entry in entries if entry.folder.name.startswith(keys)]
+    chosen = [entry for entry in entries if entry.folder.name.startswith(tuple(options.keys) or "")]
     size = readable(sum(entry.size for entry in chosen))
     if options.action == "clear":
         for entry in chosen:
@@ -56,10 +55,6 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _line(entry: CacheEntry, size: str) -> str:
-    about = entry.about
-    count = int(about.get("N", 0))
-    parts = [f"{name} {min(rows, count)}/{count}" for name, rows in sorted(entry.parts().items())]
-    told = " ".join(
-        printable(str(about[name])) for name in ("network", "dataset", "root", "created") if name in about
-    )
-    return f"{entry.folder.name[:8]}  {size:>8}  {told}  {', '.join(parts) or 'nothing yet'}"
+    names = ("network", "dataset", "root", "created")
+    told = [printable(str(entry.about[name])) for name in names if name in entry.about]
+    return f"{entry.folder.name[:8]}  {size:>8}  {' '.join(told)}  {entry.about.get('N', 0)} images"

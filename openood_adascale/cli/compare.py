@@ -1,4 +1,4 @@
-"""``openood-adascale compare``: result CSVs beside the published results."""
+"""``openood-adascale compare``: result CSVs compared with the published results."""
 
 from __future__ import annotations
 
@@ -9,43 +9,37 @@ from ..errors import ResultError
 from ..report.names import SCHEMES
 from ..report.reference import DEFAULT_TOLERANCE, KEYS, compare, comparison_text
 from ..report.tables import find_tables, read_table
+from .options import describe, group
 from .output import complain
-
-EXAMPLE = """example:
-  openood-adascale compare results/imagenet_resnet50_tvsv1_base_default/ood/adascale_a.csv"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.description = (
-        "Compare result CSVs with the published results. Exit status: 0 if all are within the tolerance, 1 if some are "
-        "not, 2 if nothing is comparable or a file cannot be used."
+    describe(
+        parser,
+        "Compare result CSVs with the published results. Exit status: 0 if all are within the tolerance, 1 if some "
+        "are not, 2 if nothing is comparable or a file cannot be used.",
+        "openood-adascale compare \\\n      results/imagenet_resnet50_tvsv1_base_default/ood/adascale_a.csv",
     )
-    parser.epilog, parser.formatter_class = EXAMPLE, argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("path", type=Path, help="a result CSV, or a folder with some (required)")
-    add("--dataset", help="ID dataset as published, e.g. imagenet (default: from the path)")
-    add("--network", help="network as published, e.g. resnet50 (default: from the path)")
-    add("--method", help="published name or postprocessor, for one file (default: from the path)")
-    add("--scheme", choices=SCHEMES, help="for one file (default: from the path)")
+    add = group(parser)
+    add("path", "a result CSV, or a folder with some (required)", metavar="PATH", type=Path)
+    add("--dataset NAME", "ID dataset as published, e.g. imagenet (default: from the path)")
+    add("--network NAME", "network as published, e.g. resnet50 (default: from the path)")
+    add("--method NAME", "published name or postprocessor, for one file (default: from the path)")
+    add("--scheme NAME", "ood or fsood, for one file (default: from the path)", choices=SCHEMES)
     add(
-        "--tolerance", type=float, default=DEFAULT_TOLERANCE, metavar="POINTS",
-        help="largest difference that passes, in percentage points (default: %(default)s)",
-    )  # fmt: skip
+        "--tolerance POINTS",
+        "largest difference that passes, in percentage points (default: %(default)s)",
+        type=float,
+        default=DEFAULT_TOLERANCE,
+    )
 
 
 def execute(options: argparse.Namespace) -> int:
     """Print the comparison of every result CSV; see :func:`add_arguments` for the exit status."""
     told: dict[str, str | None] = {key: getattr(options, key) for key in KEYS}
-    try:
-        paths, left_out = _paths(options.path, told)
-    except (ResultError, OSError) as error:
-        complain(f"error: {error}")
-        return 2
-    for note in left_out:
-        complain(f"left out: {note}")
     statuses, broken, unmatched = [], False, []
-    for path in paths:
+    for path in _paths(options.path, told):
         try:
             read_table(path)  # a malformed file is an error even if nothing is published for it
         except ResultError as error:
@@ -67,16 +61,17 @@ def execute(options: argparse.Namespace) -> int:
     return int(1 in statuses)
 
 
-def _paths(path: Path, told: dict[str, str | None]) -> tuple[list[Path], list[str]]:
-    """Return the files to compare, and a note for each that cannot be read."""
+def _paths(path: Path, told: dict[str, str | None]) -> list[Path]:
+    """Return the files to compare; those that cannot be read are printed."""
     if path.is_file():
-        return [path], []
+        return [path]
     if not path.is_dir():
         raise ResultError(f"{path}: no such file or folder; expected a result CSV or a folder with some")
     paths, left_out = find_tables(path)
+    for note in left_out:
+        complain(f"left out: {note}")
     if not paths:
-        notes = "".join(f"; left out: {note}" for note in left_out)
-        raise ResultError(f"{path}: no result CSVs; expected some in this folder{notes}")
+        raise ResultError(f"{path}: no result CSVs; expected some in this folder")
     if len(paths) > 1 and (told["method"] or told["scheme"]):
         raise ResultError(f"{path}: {len(paths)} result CSVs; expected one file with --method or --scheme")
-    return paths, left_out
+    return paths

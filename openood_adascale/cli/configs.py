@@ -22,7 +22,5 @@ def execute(options: argparse.Namespace) -> int:
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"  # in a checkout it lies beside the package
     folder = (installed if installed.is_dir() else package.parent / "configs") / "postprocessors"
-    print(folder)
-    for path in sorted(folder.glob("*.yml")):
-        print(path)
+    print(folder, *sorted(folder.glob("*.yml")), sep="\n")
     return 0

@@ -5,34 +5,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import describe
+from .options import describe, group
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     describe(
         parser,
-        "Train a small network on rendered letters, search and evaluate every method on other "
-        "characters and on photos, and write a report. Needs the extra plots; downloads nothing.",
+        "Train a small network on rendered letters, search and evaluate every method on other characters and on "
+        "photos, and write a report. Needs the extra plots; downloads nothing.",
         "openood-adascale demo -o adascale-demo",
     )
-    add = parser.add_argument
-    add(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="DIR",
-        default=Path("adascale-demo"),
-        help="folder (default: %(default)s)",
-    )
-    add("--seed", type=int, default=0, metavar="N", help="seed of data and training (default: %(default)s)")
-    add(
-        "-v",
-        "--verbose",
-        action="store_true",
-        help="print the table of each method (default: one short table)",
-    )
-    add("-q", "--quiet", action="store_true", help="hide progress bars (default: shown in a terminal)")
+    add = group(parser)
+    add("-o --output DIR", "folder (default: %(default)s)", type=Path, default=Path("adascale-demo"))
+    add("--seed N", "seed of data and training (default: %(default)s)", type=int, default=0)
+    add("-v --verbose", "print the table of each method (default: one short table)")
+    add("-q --quiet", "hide progress bars (default: shown in a terminal)")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -42,5 +30,5 @@ def execute(options: argparse.Namespace) -> int:
     from ..report import render  # noqa: F401  (raises at once if the extra is missing)
 
     keep_memory()
-    run(options.output, options.seed, False if options.quiet else None, options.verbose)
+    run(options.output, options.seed, False if options.quiet else None, bool(options.verbose))
     return 0

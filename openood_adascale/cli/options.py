@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from ..errors import SettingError
+
+METHODS = "msp, ebo, scale, lts, bfact, optfs, adascale, adascale_logit"
+"""The methods of :mod:`~openood_adascale.detectors.registry`, which imports torch."""
 
 
 class UsageError(ValueError):
@@ -31,97 +34,138 @@ def require(chosen: Mapping[str, Any], *names: str) -> None:
         raise UsageError(f"missing required option{'s' * (len(missing) > 1)}: {', '.join(words)}")
 
 
-def describe(parser: argparse.ArgumentParser, description: str, *examples: str) -> None:
-    """Set a command's description and, at the end of its help, examples."""
-    parser.description = textwrap.fill(description, 79)
+def describe(parser: argparse.ArgumentParser, description: str, *examples: str, usage: str = "") -> None:
+    """Set a command's description, the examples at the end of its help, and a usage line of the main options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = textwrap.fill(description, 78)
     parser.epilog = "\n  ".join(["example:" if len(examples) == 1 else "examples:", *examples])
+    parser.usage = f"%(prog)s {usage}" if usage else None
 
 
-def add_network(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add ``--network``, ``--weights``, ``--transform`` and ``--classes``."""
-    add = parser.add_argument_group("network").add_argument
+def group(
+    parser: argparse.ArgumentParser, title: str = "", description: str | None = None
+) -> Callable[..., Any]:
+    """Return a function that adds options to a new group, such as ``add("-o --output DIR", "output folder")``.
+
+    An option without a metavar is a switch, which is None if it is not given.
+    """
+    target = parser.add_argument_group(title, description) if title else parser
+
+    def add(option: str, text: str, **more: Any) -> None:
+        words = option.split()
+        if words[-1].startswith("-"):
+            more = {"action": "store_true", "default": None, **more}
+        elif len(words) > 1:
+            more["metavar"] = words.pop()
+        target.add_argument(*words, help=text, **more)
+
+    return add
+
+
+def add_network(parser: argparse.ArgumentParser, fitted: bool = False) -> None:
+    """Add ``--network``, ``--weights`` and ``--transform``; a fitted detector's file may name all three."""
+    add = group(parser, "network")
+    default_weights = "required for torchvision: and timm:; default: those of the function or of hf:"
     add(
-        "--network",
-        metavar="SPEC",
-        help="torchvision:NAME, timm:NAME, hf:NAME or hf:FOLDER (Hugging Face), package.module:function or "
-        f"file.py:function ({'required' if required else 'default: the one that the detector was fitted for'})",
+        "--network SPEC",
+        "torchvision:NAME, timm:NAME, hf:NAME or hf:FOLDER (Hugging Face), package.module:function or file.py:function "
+        f"({'default: that of the detector, if it is of a library' if fitted else 'required'})",
     )
     add(
-        "--weights",
-        metavar="FILE",
-        help="state dict or checkpoint (.pth, .safetensors), or 'default' for the library's own (default: those of "
-        "the function or of hf:; required for torchvision: and timm:)",
+        "--weights FILE",
+        "state dict or checkpoint (.pth, .safetensors), or 'default' for the library's own "
+        f"({'default: those of the detector' if fitted else default_weights})",
     )
     add(
-        "--transform",
-        metavar="SPEC",
-        help="torchvision:NAME, timm:NAME, hf:NAME, a function, or size=224,resize=256,mean=…,std=… (default: that of "
-        "the weights, or of the function)",
+        "--transform SPEC",
+        "torchvision:NAME, timm:NAME, hf:NAME, a function, or any of size=224,resize=256,mean=0.5,std=0.5 and "
+        f"interpolation=bicubic (default: that of the {'detector' if fitted else 'weights, or of the function'})",
     )
 
 
-def add_classes(parser: argparse.ArgumentParser, images: str) -> None:
+def add_labels(parser: argparse.ArgumentParser, images: str) -> None:
     """Add ``--labels`` and ``--classes``."""
-    add = parser.add_argument_group("labels").add_argument
+    add = group(parser, "labels")
     add(
-        "--labels",
-        metavar="HOW",
-        help=f"'folders' if each class of {images} has a folder of its own, or a CSV with the columns path and label "
+        "--labels HOW",
+        f"'folders' if each class of {images} has a folder of its own, or a CSV with the columns path and label "
         "(default: the labels of a list; a folder has none)",
     )
     add(
-        "--classes",
-        metavar="FILE",
-        help="names of the network's classes, one in each line, to which class folders are matched (default: those of "
-        "the library, or of the folders if there is one for each class)",
+        "--classes FILE",
+        "names of the network's classes, one in each line, to which class folders are matched (default: those of the "
+        "library, or of the folders if there is one for each class)",
     )
 
 
-def add_reading(parser: argparse.ArgumentParser, skip_broken: str) -> None:
-    """Add options for reading images, and for the device, precision and cache of the forward passes."""
-    add = parser.add_argument_group("reading images").add_argument
-    add("--batch-size", type=int, metavar="N", help="images in a batch of the loader (default: 64)")
-    add("--workers", type=int, metavar="N", help="processes that read images (default: 2)")
-    add("--skip-broken", action="store_true", default=None, help=skip_broken)
-    add = parser.add_argument_group("forward passes").add_argument
-    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps (default: cuda if available, else cpu)")
+def add_passes(parser: argparse.ArgumentParser, skip_broken: str, precision: bool = True) -> None:
+    """Add options for reading images and for the forward passes."""
+    add = group(parser, "reading images")
+    add("--batch-size N", "images in a batch of the loader (default: 64)", type=int)
+    add("--workers N", "processes that read images (default: 2)", type=int)
+    add("--skip-broken", skip_broken)
+    add = group(parser, "forward passes")
+    add("--device DEVICE", "cpu, cuda, cuda:1, mps (default: cuda if available, else cpu)")
+    if precision:
+        add("--precision NAME", "float32, bfloat16, float16 or auto (default: float32)")
+        text = "images in a forward pass (default: the loader's batch; on a CPU chunks that fit its caches)"
+        add("--forward-batch-size N", text, type=int)
     add(
-        "--cache-dir",
-        metavar="DIR",
-        help="feature cache; a later command runs the network on no image that is in it (default: "
+        "--cache-dir DIR",
+        "feature cache; a later command runs the network on no image that is in it (default: "
         "$OPENOOD_ADASCALE_CACHE_DIR, else none)",
     )
     add(
-        "--cache-tag",
-        metavar="TEXT",
-        help="text that stands in for transforms and networks without a comparable representation in the cache "
-        "(default: these are not cached)",
+        "--cache-tag TEXT",
+        "text that stands in for transforms and networks without a comparable representation in the cache (default: "
+        "these are not cached)",
     )
-    parser.add_argument(
-        "-q",
-        "--quiet",
-        action="store_true",
-        default=None,
-        help="hide progress bars (default: shown in a terminal)",
-    )
+    group(parser)("-q --quiet", "hide progress bars (default: shown in a terminal)")
+    add_ray(parser)
 
 
 def add_ray(parser: argparse.ArgumentParser) -> None:
     """Add ``--ray``, ``--ray-workers`` and ``--ray-dashboard``."""
-    add = parser.add_argument_group("several GPUs and machines").add_argument
+    add = group(parser, "several GPUs and machines")
     add(
-        "--ray",
-        metavar="ADDRESS",
-        help="run the forward passes on Ray workers: local, auto or HOST:PORT (default: $OPENOOD_ADASCALE_RAY, else "
-        "in this process)",
+        "--ray ADDRESS",
+        "run the forward passes on Ray workers: local, auto or HOST:PORT (default: $OPENOOD_ADASCALE_RAY, else in this "
+        "process)",
     )
+    text = "number of workers (default: the GPUs of the cluster; required without GPUs)"
+    add("--ray-workers N", text, type=int)
+    add("--ray-dashboard", "start Ray's dashboard (default: no)")
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--compare-methods``, ``--max-images`` and ``--reference``."""
+    add = group(parser, "report")
     add(
-        "--ray-workers",
-        type=int,
-        metavar="N",
-        help="number of workers (default: the GPUs of the cluster; required without GPUs)",
+        "--compare-methods A,B",
+        "two methods; show the images on which they disagree (default: AdaSCALE-A and the best other)",
     )
-    add("--ray-dashboard", action="store_true", default=None, help="start Ray's dashboard (default: no)")
+    add("--max-images N", "largest number of images in a row, 0 for none (default: 8)", type=int)
+    add(
+        "--reference DATASET:NETWORK",
+        "published results to show beside the run's, e.g. imagenet:resnet50, or none (default: those of the run's "
+        "dataset and network)",
+    )
+
+
+def report_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of ``write_report`` that :func:`add_report_options` adds.
+
+    Raises:
+        SettingError: If a value is not allowed.
+    """
+    found = {name: chosen[name] for name in ("max_images", "reference") if chosen.get(name) is not None}
+    if found.get("max_images", 0) < 0:
+        raise SettingError("--max-images", found["max_images"], "a whole number, 0 or more")
+    if (methods := chosen.get("compare_methods")) is not None:
+        found["compare_methods"] = methods.split(",")
+        if len(found["compare_methods"]) != 2:
+            raise SettingError("--compare-methods", methods, "two methods separated by a comma")
+    return found
 
 
 @contextmanager
@@ -142,78 +186,3 @@ def chosen_pool(options: argparse.Namespace) -> Iterator[None]:
         return
     with ray_workers(options.ray_workers, options.ray or "local", bool(options.ray_dashboard)):
         yield
-
-
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """Add ``--precision`` and ``--forward-batch-size``."""
-    add = parser.add_argument_group("precision").add_argument
-    add(
-        "--precision",
-        metavar="NAME",
-        help="precision of the forward passes: float32, bfloat16, float16 or auto (default: float32)",
-    )
-    add(
-        "--forward-batch-size",
-        type=int,
-        metavar="N",
-        help="images in a forward pass (default: the loader's batch; on a CPU chunks that fit its caches)",
-    )
-
-
-def add_report_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--compare-methods``, ``--max-images`` and ``--reference``."""
-    add = parser.add_argument_group("report").add_argument
-    add(
-        "--compare-methods",
-        metavar="A,B",
-        help="two methods; show the images on which they disagree (default: AdaSCALE-A and the best other)",
-    )
-    add(
-        "--max-images",
-        type=int,
-        metavar="N",
-        help="largest number of images in a row, 0 for none (default: 8)",
-    )
-    add(
-        "--reference",
-        metavar="DATASET:NETWORK",
-        help="published results to show beside the run's, e.g. imagenet:resnet50, or none (default: those of the run's "
-        "dataset and network)",
-    )
-
-
-def report_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments of ``write_report`` that :func:`add_report_options` adds.
-
-    Raises:
-        SettingError: If a value is not allowed.
-    """
-    found: dict[str, Any] = {}
-    if (methods := chosen.get("compare_methods")) is not None:
-        found["compare_methods"] = methods.split(",") if isinstance(methods, str) else list(map(str, methods))
-        if len(found["compare_methods"]) != 2:
-            raise SettingError("--compare-methods", methods, "two methods separated by a comma")
-    if (count := chosen.get("max_images")) is not None:
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise SettingError("--max-images", count, "a whole number, 0 or more")
-        found["max_images"] = count
-    if (reference := chosen.get("reference")) is not None:
-        found["reference"] = str(reference)
-    return found
-
-
-def names_and_places(option: str, given: Mapping[Any, Any] | Sequence[Any] | None) -> dict[str, str]:
-    """Return the sets of a mapping, or of words ``NAME=DIR``.
-
-    Raises:
-        SettingError: Another form, or a name twice.
-    """
-    if isinstance(given, Mapping):
-        return {str(key): str(place) for key, place in given.items()}
-    sets: dict[str, str] = {}
-    for word in given or ():
-        name, equals, place = str(word).partition("=")
-        if not (name and equals and place) or name in sets:
-            raise SettingError(f"--{option}", word, "NAME=DIR, each name once")
-        sets[name] = place
-    return sets

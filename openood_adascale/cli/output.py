@@ -18,7 +18,7 @@ class ClosedEarlyError(Exception):
 
 @contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Escape letters that standard output's encoding lacks, and accept that ``| head`` closes it.
+    """Escape letters that standard output cannot encode, and accept that ``| head`` closes it.
 
     Raises:
         ClosedEarlyError: Standard output was closed.

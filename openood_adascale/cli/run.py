@@ -7,34 +7,34 @@ from pathlib import Path
 
 from ..errors import SettingError
 from ..plugin.registration import register
-from .options import add_ray, chosen_pool
+from .options import add_ray, chosen_pool, describe, group
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.description = (
+    describe(
+        parser,
         "Run a script of OpenOOD with this package registered: with torch before 2.5, with "
-        "TORCH_DEVICE_BACKEND_AUTOLOAD=0, or for many postprocessors at once, which share the network's forward passes."
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=0, or for many postprocessors at once, which share the network's forward "
+        "passes. Exit status: 0, 1 if a postprocessor failed, 2 for an error.",
+        "openood-adascale run --postprocessors msp,react,adascale \\\n      scripts/eval_ood.py --save-csv \\\n"
+        "      --root results/cifar10_resnet18_32x32_base_e100_lr0.1_default",
+        usage="[OPTIONS] SCRIPT [ARGUMENTS ...]",
     )
-    parser.epilog = (
-        "Example: openood-adascale run --postprocessors msp,react,adascale scripts/eval_ood.py "
-        "--root results/cifar10_resnet18_32x32_base_e100_lr0.1_default --save-csv"
-    )
-    parser.add_argument(
-        "--postprocessors",
-        metavar="NAMES",
-        help="run the script once for each of these names, separated by commas, in one process, and print a table of all; "
+    add = group(parser)
+    add("script", "script, e.g. scripts/eval_ood.py or main.py (required)", metavar="SCRIPT")
+    add("arguments", "the script's own arguments", metavar="ARGUMENTS", nargs=argparse.REMAINDER)
+    add(
+        "--postprocessors NAMES",
+        "run the script once for each of these names, separated by commas, in one process, and print a table of all; "
         "'all': this package's and OpenOOD's that need features only (default: run the script once)",
     )
-    parser.add_argument(
-        "--cache-dir",
-        metavar="DIR",
-        help="directory of cached features (default: OPENOOD_ADASCALE_CACHE_DIR; without it, --postprocessors uses a "
-        "temporary directory, and a single run caches nothing)",
+    add(
+        "--cache-dir DIR",
+        "feature cache (default: $OPENOOD_ADASCALE_CACHE_DIR, else a temporary directory with --postprocessors and none "
+        "without)",
     )
     add_ray(parser)
-    parser.add_argument("script", help="script to run, for example scripts/eval_ood.py or main.py")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -51,12 +51,12 @@ def execute(options: argparse.Namespace) -> int:
     from ..features.cache import feature_cache  # imports torch
     from ..plugin.run_many import chosen_names, run_many, run_script, summary
 
-    if options.postprocessors is None:
-        with chosen_pool(options), feature_cache(options.cache_dir):
-            run_script(script, options.arguments)
-        return 0
-    names = chosen_names(options.postprocessors)
     with chosen_pool(options):
+        if options.postprocessors is None:
+            with feature_cache(options.cache_dir):
+                run_script(script, options.arguments)
+            return 0
+        names = chosen_names(options.postprocessors)
         outcomes = run_many(script, options.arguments, names, options.cache_dir)
     print(summary(outcomes))
     return int(any(outcome.failed for outcome in outcomes))

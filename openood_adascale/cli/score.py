@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ..errors import SettingError
-from .options import add_network, add_ray, add_reading, describe, require
+from .options import add_network, add_passes, describe, group, require
 from .output import complain
 
 
@@ -14,49 +14,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     describe(
         parser,
-        "Score images and write a row for each: path, predicted class and its name, score (larger is "
-        "more in-distribution), and 1 in the column ood if the score is below the threshold. An "
-        "interrupted run with -o goes on if the same command is given again. Images that cannot be "
-        "read are listed at the end. Exit status: 0, 1 if some images could not be read (0 with "
-        "--skip-broken), 2 if nothing could be done.",
+        "Score images and write a row for each: path, predicted class and its name, score (larger is more "
+        "in-distribution), and 1 in the column ood if the score is below the threshold. An interrupted run with -o "
+        "goes on if the same command is given again. Images that cannot be read are listed at the end. Exit status: "
+        "0, 1 if some images could not be read (0 with --skip-broken), 2 if nothing could be done.",
         "openood-adascale score detector.safetensors new/ \\\n      --network file.py:network -o scores.csv",
+        usage="DETECTOR PATH ... [-o FILE] [OPTIONS]",
     )
-    add = parser.add_argument
-    add("detector", metavar="DETECTOR", help="file of openood-adascale fit or detector.save (required)")
+    add = group(parser)
+    add("detector", "file of openood-adascale fit or detector.save (required)", metavar="DETECTOR")
     add(
         "paths",
+        "images, folders of them, image lists (.txt) or CSVs; or Parquet files, WebDataset shards (.tar) or URLs "
+        "(s3://bucket/path), with a folder as --output (required)",
         metavar="PATH",
         nargs="+",
-        help="images, folders of them, image lists (.txt) or CSVs; or Parquet files, WebDataset shards (.tar) or URLs "
-        "(s3://bucket/path), with a folder as --output (required)",
     )
-    add = parser.add_argument_group("output").add_argument
+    add_network(parser, fitted=True)
+    add = group(parser, "output")
     add(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="output file (default: standard output); a folder of Parquet files for Parquet, shards and URLs",
+        "-o --output FILE",
+        "output file (default: standard output); a folder of Parquet files for Parquet, shards and URLs",
     )
+    add("--format NAME", "csv, jsonl or parquet (default: that of the output's name, else csv)")
     add(
-        "--format",
-        metavar="NAME",
-        help="csv, jsonl or parquet (default: that of the output's name, else csv)",
-    )
-    add(
-        "--tpr",
+        "--tpr SHARE",
+        "share of the ID validation images above the threshold, in (0, 1] (default: %(default)s)",
         type=float,
         default=0.95,
-        help="share of the ID validation images above the threshold, in (0, 1] (default: %(default)s)",
     )
-    add(
-        "--image-column",
-        metavar="NAME",
-        default="image",
-        help="column of Parquet files (default: %(default)s)",
-    )
-    add_network(parser, required=False)
-    add_reading(parser, "exit with 0 although images cannot be read (default: exit with 1)")
-    add_ray(parser)
+    add("--image-column NAME", "column of Parquet files (default: %(default)s)", default="image")
+    add_passes(parser, "exit with 0 although images cannot be read (default: exit with 1)", precision=False)
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -78,9 +66,8 @@ def execute(options: argparse.Namespace) -> int:
         go_on = f"; the same command goes on from {options.output}.partial" if options.output else ""
         complain(f"openood-adascale score: interrupted{go_on}")
         return 130
-    complain(
-        f"{found.ood} of {found.counted} images are OOD" + (f"; {options.output}" if options.output else "")
-    )
+    output = f"; {options.output}" if options.output else ""
+    complain(f"{found.ood} of {found.counted} images are OOD{output}")
     if found.broken:
         complain(f"{len(found.broken)} images could not be read:")
         for path, why in found.broken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import threading
@@ -14,18 +15,14 @@ import numpy as np
 
 from ..errors import ImageError, SettingError
 
-# Data that is no picture, or (EPS, WMF) needs another program, which would be run on any file that claims to be one.
+# Formats that are not pictures, or (EPS, WMF) run another program.
 _NOT_READ = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 _BITS_PER_SAMPLE = 258  # a TIFF tag
 _TRUNCATED = threading.Lock()
 
 
 def pillow() -> Any:
-    """Return ``PIL.Image`` with its formats registered.
-
-    Raises:
-        SettingError: Pillow is not installed.
-    """
+    """Return ``PIL.Image`` with its formats registered."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -43,30 +40,32 @@ def formats() -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def extensions() -> frozenset[str]:
     """Return the extensions of image files in lower case."""
-    readable = formats()
-    return frozenset(end.lower() for end, kind in pillow().EXTENSION.items() if kind in readable)
+    return frozenset(end.lower() for end, kind in pillow().EXTENSION.items() if kind in formats())
 
 
-def read_image(path: str) -> Any:
+def read_image(path: str, content: bytes | None = None) -> Any:
     """Return a PIL image in RGB, of any size; the first frame of an animation.
 
     Transparency is dropped, and EXIF orientation and colour profiles are not applied, as torchvision's and OpenOOD's
     readers do: networks have been trained on such images. Grey images of 16 bits are scaled to 8.
+
+    Args:
+        path: The file, or the name of the image in errors.
+        content: Its bytes (default: read from the file).
 
     Raises:
         ImageError: No such file, no image, damaged, truncated, larger than Pillow allows, or of an unknown range.
     """
     module = pillow()
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
+        if content is None and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
             raise ImageError(path, "is no file")
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise ImageError(path, "is empty")
-            file.seek(0)
-            with _no_truncated_images(), module.open(file, formats=formats()) as image:
-                image.load()
-                return _in_rgb(module, image)
+        if not (os.path.getsize(path) if content is None else content):
+            raise ImageError(path, "is empty")
+        source = path if content is None else io.BytesIO(content)
+        with _no_truncated_images(), module.open(source, formats=formats()) as image:
+            image.load()
+            return _in_rgb(module, image)
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise anything for damaged files
@@ -78,9 +77,7 @@ def _reason(module: Any, error: Exception) -> str:
         return "is no image that Pillow can read"
     if isinstance(error, module.DecompressionBombError | module.DecompressionBombWarning):
         return f"is larger than Pillow's limit ({error})"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"is broken ({error or type(error).__name__})"
+    return getattr(error, "strerror", None) or f"is broken ({error or type(error).__name__})"
 
 
 @contextmanager
@@ -103,10 +100,8 @@ def _in_rgb(module: Any, image: Any) -> Any:
     mode = image.mode
     if mode == "RGB":
         return image.copy()  # apart from the file
-    if mode.startswith("I"):
-        return _scaled(module, np.asarray(image), _white(image))
-    if mode == "F":
-        return _scaled(module, np.asarray(image), 1)
+    if mode.startswith("I") or mode == "F":
+        return _scaled(module, np.asarray(image), 1 if mode == "F" else _white(image))
     if mode in ("La", "RGBa"):  # premultiplied alpha
         image = image.convert("RGBA" if mode == "RGBa" else "LA")
     elif mode in ("P", "PA"):
@@ -116,14 +111,10 @@ def _in_rgb(module: Any, image: Any) -> Any:
 
 def _white(image: Any) -> int:
     """Return the grey value of white in an image of Pillow's integer modes."""
-    if image.mode == "I" and image.format not in (
-        "PNG",
-        "PPM",
-    ):  # 32 bits, of which nothing says how many are used
-        return 255
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        return 255  # 32 bits, of which nothing says how many are used
     bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, 16)
-    bits = bits[0] if isinstance(bits, tuple) else bits
-    return int(2 ** min(bits, 16) - 1)
+    return int(2 ** min(bits[0] if isinstance(bits, tuple) else bits, 16) - 1)
 
 
 def _scaled(module: Any, pixels: np.ndarray, white: int) -> Any:

@@ -14,12 +14,11 @@ from torch.utils import data
 from ..errors import ImageError, SettingError
 from ..features.loading import progress_over
 from .decoding import extensions, read_image
-from .listing import Listed, list_folder, read_csv, read_list
+from .listing import class_folders, list_folder, read_csv, read_list
 
 Path = str | os.PathLike[str]
 FOLDERS = "folders"
 """Value of ``labels``: each class in a folder of its own."""
-_BATCH = 32
 
 
 class ImageFiles(data.Dataset[tuple[Tensor, int]]):
@@ -75,10 +74,8 @@ class ImageFiles(data.Dataset[tuple[Tensor, int]]):
         for (image, _), index in zip(found, indices, strict=True):
             if isinstance(image, Tensor) and image.shape != found[0][0].shape:
                 shapes = " and ".join(" × ".join(map(str, one.shape)) for one in (image, found[0][0]))
-                raise ImageError(
-                    self.paths[index],
-                    f"images of different sizes in a batch, {shapes}; expected a transform that gives one size",
-                )
+                why = f"images of different sizes in a batch, {shapes}; expected a transform that gives one size"
+                raise ImageError(self.paths[index], why)
         return found
 
     @property
@@ -96,12 +93,9 @@ class ImageFiles(data.Dataset[tuple[Tensor, int]]):
     def without(self, paths: Iterable[str]) -> ImageFiles:
         """Return the dataset without some files."""
         left_out = set(paths)
-        kept = [
-            (path, label) for path, label in zip(self.paths, self.labels, strict=True) if path not in left_out
-        ]
-        return ImageFiles(
-            [path for path, _ in kept], [label for _, label in kept], self.transform, self.classes
-        )
+        kept = [index for index, path in enumerate(self.paths) if path not in left_out]
+        labels = [self.labels[index] for index in kept]
+        return ImageFiles([self.paths[index] for index in kept], labels, self.transform, self.classes)
 
 
 def apply_transform(image: Any, transform: Callable[[Any], Tensor] | None, path: str) -> Tensor:
@@ -122,52 +116,53 @@ def find_images(where: Path, labels: Path | None = None, root: Path | None = Non
     """Return the images in a folder or a list.
 
     Args:
-        where: A folder, with all folders in it, sorted by name with numbers as numbers (hidden files and ``__MACOSX`` are
-            left out; links are followed, but not back to a parent); an image; an image list of OpenOOD's (.txt, a path and
-            a label in each line); or a CSV with the columns path and, perhaps, label.
+        where: An image, a folder with all folders in it, an image list of OpenOOD's (.txt, a path and a label in each
+            line), or a CSV with the columns path and, perhaps, label. A folder is sorted by name, with numbers as numbers.
+            Hidden files and ``__MACOSX`` are left out. Links are followed, but not back to a parent.
         labels: For a folder: ``folders`` (each folder in it is a class; sorted as torchvision's ``ImageFolder`` sorts them
             they are 0, 1, …) or a CSV with a path and a label for each image (default: unlabelled, −1).
         root: Folder that a list's paths are relative to (default: the list's own).
 
     Raises:
-        SettingError: No images, a label that is missing or no whole number, or something that cannot be read.
+        SettingError: No images, a label that is missing or not a whole number, or something that cannot be read.
     """
     name = os.fspath(where)
-    end = os.path.splitext(name)[1].lower()
-    if os.path.isdir(name):
-        listed = list_folder(name, labels is not None and os.fspath(labels) == FOLDERS)
-    elif not name or not os.path.lexists(name):
+    if not name or not os.path.lexists(name):
         raise SettingError("images", name, "a folder, an image, an image list (.txt) or a CSV that exists")
-    elif end in (".txt", ".csv"):
+    end = os.path.splitext(name)[1].lower()
+    if end in (".txt", ".csv") and not os.path.isdir(name):
         if labels is not None:
             raise SettingError("labels", os.fspath(labels), f"none: {name} has its own")
-        base = os.path.dirname(name) if root is None else os.fspath(root)
-        listed = (read_csv if end == ".csv" else read_list)(name, base)
-        _check_some_exist(name, base, listed)
-        return ImageFiles(listed.paths, listed.labels)
-    else:
-        listed = Listed([name], [-1])
+        return _listed_images(name, os.path.dirname(name) if root is None else os.fspath(root))
     if root is not None:
         raise SettingError("root", os.fspath(root), f"none: {name} is not a list")
-    if not listed.paths:
+    paths = list_folder(name) if os.path.isdir(name) else [name]
+    if not paths:
         ends = ", ".join(sorted(extensions()))
         raise SettingError("images", name, f"a folder with images: files, not hidden, that end in {ends}")
-    if labels is not None and os.fspath(labels) != FOLDERS:
-        listed.labels = _labels_of(os.fspath(labels), name, listed.paths)
-    elif labels is not None and not os.path.isdir(name):
-        raise SettingError("labels", FOLDERS, f"a CSV, or none: {name} is not a folder")
-    return ImageFiles(listed.paths, listed.labels, classes=listed.classes)
+    if labels is None:
+        return ImageFiles(paths)
+    if os.fspath(labels) != FOLDERS:
+        return ImageFiles(paths, _labels_of(os.fspath(labels), name, paths))
+    # Empty ones as well: a class without images must not shift the others.
+    classes = class_folders(name) if os.path.isdir(name) else []
+    if not classes:
+        raise SettingError("labels", FOLDERS, f"a folder for each class, or a CSV; {name} has none")
+    numbers = {folder: number for number, folder in enumerate(classes)}
+    folders = [path[len(name) :].lstrip(os.sep).split(os.sep)[0] for path in paths]
+    if stray := [path for path, folder in zip(paths, folders, strict=True) if folder not in numbers]:
+        raise SettingError("labels", FOLDERS, f"each image in a folder of its class; {stray[0]!r} is not")
+    return ImageFiles(paths, [numbers[folder] for folder in folders], classes=classes)
 
 
-def _check_some_exist(name: str, base: str, listed: Listed) -> None:
-    if not listed.paths:
+def _listed_images(name: str, base: str) -> ImageFiles:
+    paths, labels = (read_csv if name.lower().endswith(".csv") else read_list)(name, base)
+    if not paths:
         raise SettingError("images", name, "a list with at least one image")
-    if not any(map(os.path.exists, listed.paths)):
-        raise SettingError(
-            "images",
-            name,
-            f"a list of files that exist: none of them is in {base or '.'!r}, such as {listed.paths[0]!r}",
-        )
+    if not any(map(os.path.exists, paths)):
+        allowed = f"a list of files that exist: none of them is in {base or '.'!r}, such as {paths[0]!r}"
+        raise SettingError("images", name, allowed)
+    return ImageFiles(paths, labels)
 
 
 def _labels_of(csv: str, where: str, paths: Sequence[str]) -> list[int]:
@@ -176,14 +171,12 @@ def _labels_of(csv: str, where: str, paths: Sequence[str]) -> list[int]:
         raise SettingError("labels", csv, f"{FOLDERS}, or a CSV that exists")
     known: dict[str, int] = {}
     for base in (where if os.path.isdir(where) else os.path.dirname(where), os.path.dirname(csv)):
-        listed = read_csv(csv, base, "labels")
-        known.update(_label_by_path(listed.paths, listed.labels))
-    found = [known.get(os.path.abspath(path)) for path in paths]
-    missing = [path for path, label in zip(paths, found, strict=True) if label is None]
+        known.update(_label_by_path(*read_csv(csv, base, "labels")))
+    missing = [path for path in paths if os.path.abspath(path) not in known]
     if missing:
         allowed = f"a CSV with a label for each image; {len(missing)} of {len(paths)} have none, such as {missing[0]!r}"
         raise SettingError("labels", csv, allowed)
-    return [label for label in found if label is not None]
+    return [known[os.path.abspath(path)] for path in paths]
 
 
 def _label_by_path(paths: Sequence[str], labels: Sequence[int]) -> dict[str, int]:
@@ -232,12 +225,8 @@ def find_broken(files: ImageFiles, workers: int = 0, progress: bool | None = Non
         workers: Processes that read (default: this one).
         progress: True or False shows or hides the progress bar (default: shown in a terminal).
     """
-    loader = data.DataLoader(
-        _Reasons(files),
-        batch_size=_BATCH,
-        num_workers=min(workers, len(files)),
-        collate_fn=list,
-        generator=torch.Generator(),  # so that the global random state is not drawn on
-    )
+    generator = torch.Generator()  # so that the global random state is not drawn on
+    workers = min(workers, len(files))
+    loader = data.DataLoader(_Reasons(files), 32, num_workers=workers, collate_fn=list, generator=generator)
     reasons = [why for batch in progress_over(loader, progress, "Check images") for why in batch]
     return [(path, why) for path, why in zip(files.paths, reasons, strict=True) if why]

@@ -1,4 +1,4 @@
-"""Labels and classes held against a network: the one place that decides what a label means.
+"""Labels and classes, checked against a network.
 
 Labels are integers from 0 to C − 1 for a network with C classes, or −1 for unlabelled images. Class folders are matched to
 classes by name if names are known; otherwise there must be C of them.
@@ -28,25 +28,23 @@ def check_labels(labels: np.ndarray, count: int, name: str = "labels") -> np.nda
         name: Name of the images in errors.
 
     Raises:
-        SettingError: A label that is no class of the network; names the value and C.
+        SettingError: A label that is not a class of the network; names the value and C.
     """
     bad = (labels != UNLABELLED) & ((labels < 0) | (labels >= count))
     if bad.any():
         value = int(labels[np.argmax(bad)])
-        expected = f"integers from 0 to {count - 1}, one for each image, as the network has {count} classes (−1: unlabelled)"
+        allowed = f"integers from 0 to {count - 1}, one for each image, as the network has {count} classes (−1: unlabelled)"
         if value in NOT_LABELS:
-            raise SettingError(name, _Kind(NOT_LABELS[value]), expected)
-        raise SettingError(name, value, f"{expected}; {int(bad.sum())} of {len(labels)} labels are none")
+            raise SettingError(name, _Unquoted(NOT_LABELS[value]), allowed)
+        raise SettingError(name, value, f"{allowed}; {int(bad.sum())} of {len(labels)} labels are none")
     return labels != UNLABELLED
 
 
-class _Kind(str):
+class _Unquoted(str):
     """Text that an error shows as it is."""
 
     __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
+    __repr__ = str.__str__
 
 
 def match_folders(
@@ -64,38 +62,26 @@ def match_folders(
         SettingError: Names of another number than C, folders of other names, or, without names, another number of
             folders than C.
     """
+    one_each = f"{count}, one for each of the network's {count} classes"
     if names and len(names) != count:
-        raise SettingError(
-            f"{setting}: classes",
-            _Kind(f"{len(names)} names"),
-            f"{count}, one for each of the network's {count} classes",
-        )
-    if names and list(folders) == list(
-        names
-    ):  # labels that are classes already; names may repeat (ImageNet's do)
+        raise SettingError(f"{setting}: classes", _Unquoted(f"{len(names)} names"), one_each)
+    if list(folders) == list(names):  # labels that are classes already; names may repeat (ImageNet's do)
         return list(range(count))
-    index = {name: number for number, name in enumerate(names)}
-    unknown = [folder for folder in folders if folder not in index]
+    numbers = {name: number for number, name in enumerate(names)}
+    unknown = [folder for folder in folders if folder not in numbers]
     if names and not unknown:
         if twice := next((folder for folder in folders if list(names).count(folder) > 1), None):
-            raise SettingError(
-                f"{setting}: classes", twice, "different names, since folders are matched to them"
-            )
-        return [index[folder] for folder in folders]
+            allowed = "different names, since folders are matched to them"
+            raise SettingError(f"{setting}: classes", twice, allowed)
+        return [numbers[folder] for folder in folders]
     if names and len(unknown) < len(folders):
-        raise SettingError(
-            f"{setting}: class folder", unknown[0], f"the name of a class: {_some(names)} ({count} classes)"
-        )
+        allowed = f"the name of a class: {_some(names)} ({count} classes)"
+        raise SettingError(f"{setting}: class folder", unknown[0], allowed)
     if len(folders) != count:
-        told = f"{len(folders)} class folders ({_some(folders)})"
-        hint = (
-            "or folders with the names of the classes"
-            if names
-            else "or the names of the classes (--classes FILE, Benchmark.classes)"
-        )
-        raise SettingError(
-            setting, _Kind(told), f"{count}, one for each of the network's {count} classes; {hint}"
-        )
+        hint = "the names of the classes (--classes FILE, Benchmark.classes)"
+        hint = "folders with the names of the classes" if names else hint
+        told = _Unquoted(f"{len(folders)} class folders ({_some(folders)})")
+        raise SettingError(setting, told, f"{one_each}; or {hint}")
     return list(range(count))
 
 
@@ -115,32 +101,21 @@ def with_classes(
         SettingError: As :func:`match_folders` and :func:`check_labels`; names the first image.
     """
     labels, classes = np.asarray(files.labels, dtype=np.int64), list(names)
-    if files.classes:
-        # A folder without images need not be a class.
-        used = sorted({label for label in files.labels if label >= 0})
-        matched = np.zeros(len(files.classes), dtype=np.int64)
-        folders = files.classes
-        if names and any(folder in names for folder in folders):
-            folders = [files.classes[label] for label in used]
-            matched[used] = match_folders(folders, count, names, setting)
-        else:
-            matched[:] = match_folders(folders, count, names, setting)
-            classes = classes or list(folders)
+    if folders := files.classes:
+        numbers = list(range(len(folders)))
+        if any(folder in names for folder in folders):
+            numbers = sorted({*files.labels} - {UNLABELLED})  # a folder without images need not be a class
+        matched = np.zeros(len(folders), dtype=np.int64)
+        matched[numbers] = match_folders([folders[number] for number in numbers], count, names, setting)
         labels = np.where(labels >= 0, matched[np.maximum(labels, 0)], labels)
+        classes = classes or folders
     bad = (labels < (UNLABELLED if unlabelled else 0)) | (labels >= count)
     if bad.any():
-        place = int(np.argmax(bad))
-        told = (
-            f"{files.paths[place]!r} has {labels[place]}"
-            if labels[place] != -1
-            else f"{files.paths[place]!r} has none"
-        )
-        raise SettingError(
-            setting,
-            int(labels[place]),
-            f"a class from 0 to {count - 1}{' or −1 (unlabelled)' if unlabelled else ''} for each image, as the network has "
-            f"{count} classes; {told}",
-        )
+        first = int(np.argmax(bad))
+        label = int(labels[first])
+        allowed = f"a class from 0 to {count - 1}{' or −1 (unlabelled)' if unlabelled else ''} for each image"
+        why = f"as the network has {count} classes; {files.paths[first]!r} has {'none' if label == -1 else label}"
+        raise SettingError(setting, label, f"{allowed}, {why}")
     return ImageFiles(files.paths, labels.tolist(), files.transform, classes)
 
 
@@ -151,12 +126,13 @@ def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
         SettingError: It cannot be read as text, is empty, or has an empty line between others.
     """
     name = os.fspath(file)
-    names = [line.strip() for line in read_text("classes", name).rstrip().splitlines()]
-    if not names or not all(names):
+    text = read_text("classes", name).rstrip()
+    names = [line.strip() for line in text.splitlines()]
+    if not all(names) or not names:
         where = f"line {names.index('') + 1} has none" if names else "it is empty"
         raise SettingError("classes", name, f"a name in each line; {where}")
     try:
-        "".join(names).encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise SettingError("classes", name, "a text file in UTF-8") from error
     return tuple(names)

@@ -12,9 +12,11 @@ from torch import nn
 
 from ..data.labels import check_labels, match_folders
 from ..errors import SettingError
-from ..features.extractor import prepare_images
+from ..features.collect import iterate_statistics
+from ..features.extractor import FLOAT32, FeatureExtractor, prepare_images
 from ..features.head import logits_in_eval_mode
 from ..features.loading import UNLABELLED, plain_labels, progress_over, unpack
+from ..features.statistics import FeatureRequest
 from .per_image import folder_classes
 
 
@@ -30,7 +32,7 @@ class Accuracy:
         self._classes, self._wanted = classes, wanted
         self._hits = self._labelled = self._total = 0
         self._folders: tuple[str, ...] = ()
-        self._matched: np.ndarray | None = None
+        self._matched: np.ndarray | None = None  # the class of each folder
         self._one_folder = False
 
     def begin(self, loader: Iterable[Any]) -> None:
@@ -50,8 +52,8 @@ class Accuracy:
         Raises:
             SettingError: Labels that are no classes, or class folders that are not those of the network.
         """
+        self._total += len(labels)
         if self._one_folder:
-            self._total += len(labels)
             return np.full(len(labels), UNLABELLED)
         try:
             if self._folders and self._matched is None:
@@ -61,45 +63,36 @@ class Accuracy:
                 labels = np.where(labels >= 0, self._matched[np.maximum(labels, 0)], labels)
             labelled = check_labels(labels, count, "id: labels")
         except SettingError as error:
-            if not self._wanted:
-                known = (labels >= 0) & (labels < count) & (self._matched is not None or not self._folders)
-                return np.where(known, labels, UNLABELLED)
-            hint = "or known_accuracy=NUMBER, with which the labels are not used"
-            raise SettingError(error.name, error.value, f"{error.allowed}; {hint}") from error
+            if self._wanted:
+                hint = "or known_accuracy=NUMBER, with which the labels are not used"
+                raise SettingError(error.name, error.value, f"{error.allowed}; {hint}") from error
+            known = (labels >= 0) & (labels < count) & (self._matched is not None or not self._folders)
+            return np.where(known, labels, UNLABELLED)
         self._hits += int((predictions == labels)[labelled].sum())
         self._labelled += int(labelled.sum())
-        self._total += len(labels)
         return plain_labels(labels)
 
     def percent(self) -> float:
-        """Return the accuracy over the labelled images in percent; a warning tells of unlabelled ones.
+        """Return the accuracy over the labelled images in percent; a warning gives the number of unlabelled ones.
 
-        Images in a single folder, which is no class of the network, have the accuracy NaN and a warning.
-
-        Raises:
-            ValueError: No images, or no label.
+        Images in a single folder that is not a class of the network have the accuracy NaN and a warning.
         """
         if not self._total:
             raise ValueError("id: loader: it yields no images; expected at least one batch")
-        if not self._labelled and self._one_folder:
-            warnings.warn(
-                f"id: ACC is left out: the images are in one folder, {self._folders[0]!r}, and the network has more classes",
-                UserWarning,
-                stacklevel=3,
-            )
-            return math.nan
-        if not self._labelled:
+        if self._labelled == self._total:
+            return 100 * self._hits / self._total
+        if self._labelled:
+            told = f"is that of {self._labelled} of {self._total} images; the others have no label"
+        elif self._one_folder:
+            folder = repr(self._folders[0])
+            told = f"is left out: the images are in one folder, {folder}, and the network has more classes"
+        else:
             raise ValueError(
                 f"id: none of the {self._total} images has a label, so that there is no accuracy; expected loaders of "
                 "(images, labels), or known_accuracy=math.nan, which leaves ACC out"
             )
-        if self._labelled < self._total:
-            warnings.warn(
-                f"id: ACC is that of {self._labelled} of {self._total} images; the others have no label",
-                UserWarning,
-                stacklevel=3,
-            )
-        return 100 * self._hits / self._labelled
+        warnings.warn(f"id: ACC {told}", UserWarning, stacklevel=3)
+        return 100 * self._hits / self._labelled if self._labelled else math.nan
 
 
 def accuracy(
@@ -107,15 +100,28 @@ def accuracy(
     *loaders: Iterable[Any],
     classes: Sequence[str] = (),
     progress: bool | None = None,
+    cached: bool = False,
 ) -> float:
     """Return the network's top-1 accuracy in percent over all images of ``loaders``; its state is restored.
 
-    Raises:
-        ValueError: No images, no labels, or labels that are no classes of the network.
+    Args:
+        network: The network.
+        loaders: Loaders of images with labels.
+        classes: Names of the network's classes.
+        progress: True or False shows or hides the progress bar (default: shown in a terminal).
+        cached: Take the logits from the feature cache in use; the network must have a linear head.
     """
     counter = Accuracy(classes)
+    extractor = FeatureExtractor(network)
     for loader in loaders:
         counter.begin(loader)
+        if cached:
+            for statistics, labels in iterate_statistics(
+                extractor, loader, FeatureRequest(), FLOAT32, progress, "Accuracy"
+            ):
+                predictions = statistics.prediction.cpu().numpy()
+                counter.add(predictions, labels, statistics.logits.shape[1])
+            continue
         for batch in progress_over(loader, progress, "Accuracy"):
             images, labels = unpack(batch)
             if len(images):

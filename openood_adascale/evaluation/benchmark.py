@@ -52,11 +52,8 @@ class Benchmark:
                 raise SettingError(name, sets, "OOD sets, as {name: loader}")
             for key in sets:
                 if not isinstance(key, str) or not key.strip() or key in RESERVED:
-                    raise SettingError(
-                        f"{name}: a set's name",
-                        key,
-                        f"a text other than {', '.join(RESERVED)}, which tables and scores use",
-                    )
+                    allowed = f"a text other than {', '.join(RESERVED)}, which tables and scores use"
+                    raise SettingError(f"{name}: a set's name", key, allowed)
         if not self.near and not self.far:
             raise SettingError("near, far", None, "at least one OOD set in one of them, as {name: loader}")
         if both := sorted({*self.near} & {*self.far}):
@@ -64,7 +61,11 @@ class Benchmark:
 
     @classmethod
     def from_openood(cls, dataloader_dict: Mapping[str, Any]) -> Benchmark:
-        """Return the benchmark of ``Evaluator(...).dataloader_dict``."""
+        """Return the benchmark of OpenOOD's loaders.
+
+        Args:
+            dataloader_dict: ``Evaluator(...).dataloader_dict``.
+        """
         id_loaders, ood_loaders = dataloader_dict["id"], dataloader_dict["ood"]
         return cls(
             id_loaders["test"],
@@ -95,11 +96,7 @@ class Benchmark:
         yield from {**self.near, **self.far}.items()
 
     def loader(self, name: str) -> Iterable[Any]:
-        """Return ``val``, ``ood_val`` or ``train``.
-
-        Raises:
-            ValueError: There is none.
-        """
+        """Return ``val``, ``ood_val`` or ``train``."""
         found: Iterable[Any] | None = {"val": self.val, "ood_val": self.ood_val, "train": self.train}[name]
         if found is None:
             raise ValueError(
@@ -117,7 +114,7 @@ def naming(name: str, all_errors: bool = False) -> Iterator[None]:
 
     Args:
         name: Name of the set.
-        all_errors: True for other people's code, whose errors do not say what they are about.
+        all_errors: True for code of others, whose errors do not name the set.
     """
     try:
         yield

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from ..detectors.base import Detector, FittedDetector, StreamingDetector
-from ..features.collect import LabelledStatistics, collect_statistics, iterate_statistics
+from ..features.collect import LabelledStatistics, iterate_statistics
 from ..features.histogram import Counter
 from ..features.loading import plain_labels
 from ..features.statistics import FeatureRequest, FeatureStatistics
 from .accuracy import Accuracy
 from .benchmark import Benchmark, naming
-from .per_image import PerImage, files_of, joined
-from .result import TestValues
+from .per_image import PerImage, images_of, joined
+from .result import Values
 
 AnyDetector: TypeAlias = Detector[Any, Any]
 
@@ -33,32 +33,17 @@ class Adaptive(Protocol):
         """Return (N,) Q'."""
 
 
-class ImageCollector:
-    """Collector of labels, predictions and files of test images by set."""
+class Tested(NamedTuple):
+    """Result of the pass over the test images."""
 
-    def __init__(self) -> None:
-        self._parts: dict[str, list[PerImage]] = {}
-        self._batches: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def add(self, labels: np.ndarray, predictions: np.ndarray) -> None:
-        """Add (B,) labels and predicted classes of a batch."""
-        self._batches.append((labels, predictions))
-
-    def end(self, name: str, loader: Iterable[Any]) -> None:
-        """Put the batches since the last call, which are a loader's, into the set ``name``."""
-        labels, predictions = (
-            np.concatenate([batch[column] for batch in self._batches]) for column in (0, 1)
-        )
-        self._batches = []
-        paths, reason = files_of(loader)
-        if paths and len(paths) != len(labels):
-            reason = f"its loader yielded {len(labels)} images, and its dataset has {len(paths)} files"
-            paths = ()
-        self._parts.setdefault(name, []).append(PerImage(labels, predictions, paths, reason))
-
-    def images(self) -> dict[str, PerImage]:
-        """Return all images by set."""
-        return {name: joined(parts) for name, parts in self._parts.items()}
+    values: dict[str, Values]
+    """By detector."""
+    images: dict[str, PerImage]
+    """Files, labels and predictions by set."""
+    classes: int
+    """C, the number of classes of the network."""
+    accuracy: float | None
+    """In percent (None if this pass is not in float32, or the accuracy is not wanted)."""
 
 
 class OnePass:
@@ -88,17 +73,12 @@ class OnePass:
     ) -> dict[str, pd.DataFrame]:
         """Search or fit the detectors that need it, and return the search results by name."""
         searching = {
-            name: sweeps.get(name)
+            name: detector
             for name, detector in self._detectors.items()
             if (name in sweeps or detector.default_sweep)
             and (search if search is not None else name in sweeps or not detector.is_fitted)
         }
-        requests = {}
-        for name, sweep in searching.items():
-            tried = self._detectors[name].candidates(sweep)
-            any(settings.warn_if_doubtful() for settings in tried if sweep is not None)  # once
-            requests[name] = FeatureRequest.union(settings.request() for settings in tried)
-        fitting = {
+        on_val = {
             name: detector
             for name, detector in self._detectors.items()
             if name not in searching and isinstance(detector, FittedDetector) and detector.state is None
@@ -106,113 +86,101 @@ class OnePass:
         # Missing loaders must raise before the first pass.
         for name in ("val", "ood_val") if searching else ():
             self._benchmark.loader(name)
-        self._fit_on_train([*searching, *fitting])
-        on_val = [d for d in fitting.values() if d.settings.split == "val"]
-        id_val = self._collected(
-            "val", [*requests.values(), *(detector.settings.request() for detector in on_val)]
-        )
-        ood_val = self._collected("ood_val", list(requests.values()))
-        for detector in on_val:
-            if id_val is not None:
-                detector.fit_statistics(id_val.statistics)
+        self._fit_on_train({**searching, **on_val})
+        on_val = {name: detector for name, detector in on_val.items() if detector.settings.split == "val"}
+        requests = [_search_request(found, sweeps.get(name)) for name, found in searching.items()]
+        if not requests and not on_val:
+            return {}
+        fitting = [detector.settings.request() for detector in on_val.values()]
+        id_val = self._collected("val", "ID validation", [*requests, *fitting])
+        for detector in on_val.values():
+            detector.fit_statistics(id_val)
+        if not requests:
+            return {}
+        ood_val = self._collected("ood_val", "OOD validation", requests)
         results = {}
-        for name, sweep in searching.items():
-            if id_val is not None and ood_val is not None:
-                searched = self._detectors[name]
-                if isinstance(searched, StreamingDetector) and searched.settings.split == "val":
-                    searched.summary = None  # it may be of other images
-                found = searched.search_statistics(
-                    id_val.statistics, ood_val.statistics, sweep, self._progress
-                )
-                results[name] = found.results
+        for name, searched in searching.items():
+            if isinstance(searched, StreamingDetector) and searched.settings.split == "val":
+                searched.summary = None  # it may be of other images
+            found = searched.search_statistics(id_val, ood_val, sweeps.get(name), self._progress)
+            results[name] = found.results
         return results
 
-    def _fit_on_train(self, names: list[str]) -> None:
+    def _fit_on_train(self, detectors: Mapping[str, AnyDetector]) -> None:
         """Fit all detectors that need the training images in one pass."""
-        fitting: dict[str, StreamingDetector[Any, Any]] = {}
-        for name in names:
-            detector = self._detectors[name]
+        counters: dict[str, tuple[StreamingDetector[Any, Any], Counter]] = {}
+        for name, detector in detectors.items():
             if not isinstance(detector, StreamingDetector) or detector.settings.split != "train":
                 continue
             if not detector.has_summary:
-                fitting[name] = detector
+                counters[name] = detector, Counter()
             elif detector.state is None and detector.summary is not None:
                 detector.use_summary(detector.summary)  # it has new settings since
-        if not fitting:
+        if not counters:
             return
-        counters = {name: Counter() for name in fitting}
-        request = FeatureRequest.union(detector.settings.request() for detector in fitting.values())
-        loader = self._benchmark.loader("train")
-        for statistics, _ in self._pass("train", loader, request, "Training images"):
-            for name, detector in fitting.items():
-                detector.add_to_summary(counters[name], statistics)
-        for name, detector in fitting.items():
-            detector.use_summary(counters[name].result())
+        requests = [detector.settings.request() for detector, _ in counters.values()]
+        for statistics, _ in self._pass(
+            "train", self._benchmark.loader("train"), requests, "Training images"
+        ):
+            for detector, counter in counters.values():
+                detector.add_to_summary(counter, statistics)
+        for detector, counter in counters.values():
+            detector.use_summary(counter.result())
 
-    def _collected(self, name: str, requests: list[FeatureRequest]) -> LabelledStatistics | None:
-        if not requests:
-            return None
-        loader = self._benchmark.loader(name)
-        title = {"val": "ID validation", "ood_val": "OOD validation"}[name]
-        request = FeatureRequest.union(requests)
-        with naming(name):
-            return collect_statistics(
-                self._extractor, loader, request, self._inference, self._progress, title
-            )
+    def _collected(self, name: str, title: str, requests: Sequence[FeatureRequest]) -> FeatureStatistics:
+        batches = self._pass(name, self._benchmark.loader(name), requests, title)
+        return FeatureStatistics.cat([statistics.cpu() for statistics, _ in batches])
 
-    def test(
-        self, full_spectrum: bool, want_accuracy: bool
-    ) -> tuple[dict[str, TestValues], dict[str, PerImage], int, float | None]:
-        """Run the test images.
-
-        Returns:
-            The values of the detectors by name, files, labels and predictions of the images by set, the number of classes,
-            and the accuracy in percent (None if this pass is not in float32, or it is not wanted).
-        """
-        request = FeatureRequest.union(detector.settings.request() for detector in self._detectors.values())
-        in_float32 = self._inference.precision == "float32"
+    def test(self, full_spectrum: bool, want_accuracy: bool) -> Tested:
+        """Run the test images."""
+        requests = [detector.settings.request() for detector in self._detectors.values()]
         counter = Accuracy(self._benchmark.classes, want_accuracy)
         for detector in self._detectors.values():
             detector.require_fitted()
-        collector, classes = ImageCollector(), 0
-        parts: dict[str, dict[str, list[tuple[np.ndarray, ...]]]] = {name: {} for name in self._detectors}
+        images: dict[str, list[PerImage]] = {}
+        parts: dict[str, dict[str, list[dict[str, np.ndarray]]]] = {name: {} for name in self._detectors}
+        classes = 0
         for name, loader in self._benchmark.test_loaders(full_spectrum):
-            is_id = name == "id"
-            if is_id:
+            if name == "id":
                 counter.begin(loader)
-            for statistics, labels in self._pass(name, loader, request, f"Score {name}"):
+            known: list[tuple[np.ndarray, np.ndarray]] = []
+            for statistics, labels in self._pass(name, loader, requests, f"Score {name}"):
                 for key, detector in self._detectors.items():
                     parts[key].setdefault(name, []).append(_values(detector, statistics))
                 predictions, classes = statistics.prediction.cpu().numpy(), statistics.logits.shape[1]
-                labels = counter.add(predictions, labels, classes) if is_id else plain_labels(labels)
-                collector.add(labels, predictions)
-            collector.end(name, loader)
-        percent = counter.percent() if want_accuracy and in_float32 else None
-        return {key: _joined(sets) for key, sets in parts.items()}, collector.images(), classes, percent
+                given = counter.add(predictions, labels, classes) if name == "id" else plain_labels(labels)
+                known.append((given, predictions))
+            given, predictions = (np.concatenate(column) for column in zip(*known, strict=True))
+            images.setdefault(name, []).append(images_of(loader, given, predictions))
+        values = {
+            key: {name: {kind: np.concatenate([batch[kind] for batch in batches]) for kind in batches[0]}
+                  for name, batches in sets.items()}
+            for key, sets in parts.items()
+        }  # fmt: skip
+        counted = want_accuracy and self._inference.precision == "float32"
+        by_set = {name: joined(found) for name, found in images.items()}
+        return Tested(values, by_set, classes, counter.percent() if counted else None)
 
     def _pass(
-        self, name: str, loader: Iterable[Any], request: FeatureRequest, description: str
+        self, name: str, loader: Iterable[Any], requests: Sequence[FeatureRequest], description: str
     ) -> Iterator[LabelledStatistics]:
+        request = FeatureRequest.union(requests)
         with naming(name):
             yield from iterate_statistics(
                 self._extractor, loader, request, self._inference, self._progress, description
             )
 
 
-def _values(detector: AnyDetector, statistics: FeatureStatistics) -> tuple[np.ndarray, ...]:
+def _search_request(detector: AnyDetector, sweep: Mapping[str, Sequence[Any]] | None) -> FeatureRequest:
+    tried = detector.candidates(sweep)
+    any(settings.warn_if_doubtful() for settings in tried if sweep is not None)  # once
+    return FeatureRequest.union(settings.request() for settings in tried)
+
+
+def _values(detector: AnyDetector, statistics: FeatureStatistics) -> dict[str, np.ndarray]:
     """Return scores and, for methods that have them, percentiles and Q'."""
-    scores = detector.score_statistics(statistics, detector.settings, detector.state)[1].cpu().numpy()
-    if not isinstance(detector, Adaptive):
-        return (scores,)
-    percentiles, oodness = detector.percentiles_from(statistics), detector.oodness_from(statistics)
-    return scores, percentiles.cpu().numpy(), oodness.cpu().numpy()
-
-
-def _joined(sets: Mapping[str, list[tuple[np.ndarray, ...]]]) -> TestValues:
-    columns = {
-        name: [np.concatenate(column).astype(np.float64) for column in zip(*batches, strict=True)]
-        for name, batches in sets.items()
-    }
-    return TestValues(
-        *({name: found[place] for name, found in columns.items() if len(found) > place} for place in range(3))
-    )
+    found = {"scores": detector.score_statistics(statistics, detector.settings, detector.state)[1]}
+    if isinstance(detector, Adaptive):
+        found["percentiles"] = detector.percentiles_from(statistics)
+        found["oodness"] = detector.oodness_from(statistics)
+    return {name: values.cpu().numpy().astype(np.float64) for name, values in found.items()}

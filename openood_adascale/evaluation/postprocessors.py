@@ -20,8 +20,8 @@ class Postprocessor(Protocol):
     """Methods that OpenOOD calls of a postprocessor.
 
     To be searched it also has ``APS_mode``, ``args_dict``, ``set_hyperparam``, ``get_hyperparam`` and
-    ``hyperparam_search_done``. It may have a ``network`` of its own, and ``check(benchmark)``, which raises before any pass
-    if images that it needs are missing.
+    ``hyperparam_search_done``. It may have a ``network`` of its own; ``check(benchmark)``, which raises before any pass if
+    images that it needs are missing; and ``from_features``, True if it takes features from the feature cache in use.
     """
 
     def setup(self, net: Any, id_loader_dict: Any, ood_loader_dict: Any) -> Any:
@@ -39,11 +39,7 @@ def is_postprocessor(method: Any) -> bool:
 def infer(
     method: Postprocessor, network: nn.Module, loader: Iterable[Any], name: str, progress: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (N,) predicted classes, float64 scores and labels of a loader's images (−1 for missing ones).
-
-    Raises:
-        ValueError: No scores, or something else than numbers; names the set.
-    """
+    """Return (N,) predicted classes, float64 scores and labels of a loader's images (−1 for missing ones)."""
     with naming(name, all_errors=True):
         predictions, scores, labels = method.inference(network, loader, progress=progress)
     scores = as_scores(f"{name}: scores", scores)
@@ -84,10 +80,10 @@ def prepare(
 
     def scores(chosen: list[Any]) -> tuple[np.ndarray, np.ndarray]:
         searched.set_hyperparam(chosen)
-        found = [
+        id_scores, ood_scores = (
             infer(method, network, benchmark.loader(name), name, False)[1] for name in ("val", "ood_val")
-        ]
-        return found[0], found[1]
+        )
+        return id_scores, ood_scores
 
     aurocs = search_aurocs(tried, scores, progress=False)
     searched.set_hyperparam(tried[int(np.argmax(aurocs))])

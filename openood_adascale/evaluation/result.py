@@ -13,10 +13,13 @@ from ..metrics import COLUMNS, ood_metrics
 from .benchmark import Benchmark
 from .per_image import PerImage, classes_of, folder_classes
 
+Values = dict[str, dict[str, np.ndarray]]
+"""Values of one method by set: (N,) float64 ``scores`` and, for AdaSCALE, ``percentiles`` and ``oodness``."""
+
 
 @dataclass
 class Result:
-    """Result of :func:`~.evaluate.evaluate` for one method.
+    """Result of :func:`~openood_adascale.evaluate` for one method.
 
     >>> result = evaluate(MSP(network), benchmark)
     >>> list(result.table.columns)
@@ -33,8 +36,9 @@ class Result:
     search_results: pd.DataFrame | None = None
     """The candidates of a search and their AUROC in percent (None without a search)."""
     near: tuple[str, ...] = ()
+    """Names of the near-OOD sets."""
     far: tuple[str, ...] = ()
-    """Names of the OOD sets."""
+    """Names of the far-OOD sets."""
     scheme: str = "ood"
     """``ood``, or ``fsood`` for full-spectrum OOD detection, as OpenOOD calls them."""
     images: dict[str, PerImage] = field(default_factory=dict)
@@ -43,20 +47,9 @@ class Result:
     """Names of the classes 0, 1, … (empty if they are unknown)."""
 
 
-@dataclass
-class TestValues:
-    """Values of the test images of one method by set, each (N,) float64."""
-
-    __test__ = False  # not a test, though pytest would take it for one
-
-    scores: dict[str, np.ndarray]
-    percentiles: dict[str, np.ndarray] = field(default_factory=dict)
-    oodness: dict[str, np.ndarray] = field(default_factory=dict)
-
-
 def result_of(
     benchmark: Benchmark,
-    values: TestValues,
+    values: Values,
     images: Mapping[str, PerImage],
     class_count: int,
     search: pd.DataFrame | None,
@@ -67,7 +60,7 @@ def result_of(
 
     Args:
         benchmark: The loaders.
-        values: Scores by set, and what else the method has of each image.
+        values: Values of the images by set.
         images: Files, labels and predictions by set.
         class_count: C, the number of classes of the network (0 if unknown).
         search: Candidates of the search, if there was one.
@@ -77,50 +70,42 @@ def result_of(
     Raises:
         ValueError: Scores that are not finite; names the set.
     """
+    scores = {name: found["scores"] for name, found in values.items()}
     rows: dict[str, dict[str, float]] = {}
     for split, sets in (("nearood", benchmark.near), ("farood", benchmark.far)):
-        if not sets:
-            continue
         for name in sets:
-            rows[name] = _metrics(values.scores["id"], values.scores[name], name)
-        rows[split] = {
-            column: float(np.mean([rows[name][column] for name in sets])) for column in COLUMNS[:-1]
-        }
-    table = pd.DataFrame.from_dict(rows, orient="index").assign(ACC=accuracy)[list(COLUMNS)]
+            try:
+                rows[name] = ood_metrics(scores["id"], scores[name])
+            except ValueError as error:
+                text = str(error).replace("ood_scores", f"{name}: scores").replace("id_scores", "id: scores")
+                raise ValueError(text) from error
+        if sets:
+            means = {column: np.mean([rows[name][column] for name in sets]) for column in COLUMNS[:-1]}
+            rows[split] = {column: float(mean) for column, mean in means.items()}
+    known = {
+        name: replace(part, percentiles=values[name].get("percentiles"), oodness=values[name].get("oodness"))
+        for name, part in images.items()
+    }
     return Result(
-        table,
-        values.scores,
+        pd.DataFrame.from_dict(rows, orient="index").assign(ACC=accuracy)[list(COLUMNS)],
+        scores,
         search,
         tuple(benchmark.near),
         tuple(benchmark.far),
         "fsood" if full_spectrum else "ood",
-        {
-            name: replace(part, percentiles=values.percentiles.get(name), oodness=values.oodness.get(name))
-            for name, part in images.items()
-        },
+        known,
         _class_names(benchmark, class_count),
     )
 
 
-def _metrics(id_scores: np.ndarray, ood_scores: np.ndarray, name: str) -> dict[str, float]:
-    try:
-        return ood_metrics(id_scores, ood_scores)
-    except ValueError as error:
-        text = str(error).replace("ood_scores", f"{name}: scores").replace("id_scores", "id: scores")
-        raise ValueError(text) from error
-
-
 def _class_names(benchmark: Benchmark, count: int) -> tuple[str, ...]:
-    if benchmark.classes:
-        if count not in (0, len(benchmark.classes)):
-            warnings.warn(
-                f"benchmark.classes: {len(benchmark.classes)} names are left out; the network has {count} classes",
-                UserWarning,
-                stacklevel=2,
-            )
-            return ()
+    if not benchmark.classes:
+        # The dataset's names are the network's only if there are as many.
+        dataset = getattr(benchmark.test, "dataset", None)
+        names = folder_classes(dataset) or classes_of(dataset)
+        return names if len(names) == count else ()
+    if count in (0, len(benchmark.classes)):
         return tuple(benchmark.classes)
-    # The dataset's names are the network's only if there are as many.
-    dataset = getattr(benchmark.test, "dataset", None)
-    names = folder_classes(dataset) or classes_of(dataset)
-    return names if len(names) == count else ()
+    told = f"{len(benchmark.classes)} names are left out; the network has {count} classes"
+    warnings.warn(f"benchmark.classes: {told}", UserWarning, stacklevel=2)
+    return ()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +25,7 @@ from ..detectors.settings import read_yaml
 from ..errors import ImageError, SettingError
 from ..features.cache import feature_cache
 from ..io import replacing
-from ..models.loading import DEFAULT
+from ..models.specs import DEFAULT
 from .own_images import ImageReader, Say, make_detector
 
 NOTED = ("network", "weights", "transform")
@@ -32,8 +33,12 @@ NOTED = ("network", "weights", "transform")
 _LIBRARIES = ("torchvision:", "timm:", "hf:")
 COLUMNS = ("path", "prediction", "class", "score", "ood")
 FORMATS = ("csv", "jsonl", "parquet")
+Row = dict[str, Any]
 _BLOCK = 65536  # rows of a Parquet file in memory
 _WINDOW = 1024  # images that are looked at for broken ones when one is met
+
+
+# Fitting.
 
 
 def fit_folders(options: Mapping[str, Any], say: Say) -> Detector[Any, Any]:
@@ -42,24 +47,14 @@ def fit_folders(options: Mapping[str, Any], say: Say) -> Detector[Any, Any]:
     Args:
         options: The options of ``openood-adascale fit`` by name.
         say: Called with a line for each step.
-
-    Raises:
-        SettingError: An option that cannot be used.
-        ImageError: An image that cannot be read.
-        CacheError: The cache cannot be read or written.
-        DetectorFileError: The file cannot be written.
     """
-    output = Path(options["output"]).expanduser()
-    if output.is_dir() or not output.parent.is_dir():
-        raise SettingError("--output", options["output"], "a file name in an existing directory")
+    output = _output_file(options["output"])
     reader = ImageReader(options, say)
-    detector = make_detector(
-        options["method"], reader.loaded.network, options, _settings(options.get("set") or ())
-    )
+    settings = _settings(options.get("set") or ())
+    detector = make_detector(options["method"], reader.loaded.network, options, settings)
     val = reader.files("val", options["val"], options.get("labels"))
     classes = reader.loaded.classes
-    if options.get("classes") is not None:
-        reader.check_class_names(val)
+    reader.check_class_names(val)
     if val.classes:
         classes = with_classes(val, reader.class_count(val), classes, "--val").classes
     loaders = {"val": reader.loader("val", val)}
@@ -73,10 +68,16 @@ def fit_folders(options: Mapping[str, Any], say: Say) -> Detector[Any, Any]:
         if detector.validation_scores is None:
             detector.fit_threshold(loaders["val"], reader.progress)
     detector.save(output, {**_noted(options), "classes": list(classes)})
-    say(
-        f"{detector!r}; 95 % of {len(val)} validation images score {detector.threshold():.6g} or more; {output}"
-    )
+    share = f"95 % of {len(val)} validation images score {detector.threshold():.6g} or more"
+    say(f"{detector!r}; {share}; {output}")
     return detector
+
+
+def _output_file(name: str) -> Path:
+    output = Path(name).expanduser()
+    if output.is_dir() or not output.parent.is_dir():
+        raise SettingError("--output", name, "a file name in an existing directory")
+    return output
 
 
 def _fit(detector: Detector[Any, Any], loaders: Mapping[str, Any], reader: ImageReader, say: Say) -> None:
@@ -88,9 +89,8 @@ def _fit(detector: Detector[Any, Any], loaders: Mapping[str, Any], reader: Image
     found = detector.search(loaders["val"], loaders["ood_val"], progress=reader.progress, **more)
     names = [name.removesuffix("_list") for name in detector.default_sweep]
     told = ", ".join(f"{name} = {getattr(found.best_settings, name)!r}" for name in names)
-    say(
-        f"searched {len(found.results)} candidates: {told}; AUROC {found.best_auroc:.2f} on the validation images"
-    )
+    auroc = f"AUROC {found.best_auroc:.2f} on the validation images"
+    say(f"searched {len(found.results)} candidates: {told}; {auroc}")
 
 
 def _settings(words: Sequence[str]) -> dict[str, Any]:
@@ -118,164 +118,6 @@ def _noted(options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-@dataclass
-class Summary:
-    """Summary of a scoring run."""
-
-    counted: int = 0
-    """Images scored, those of an interrupted run included."""
-    ood: int = 0
-    """Images that are OOD."""
-    broken: list[tuple[str, str]] = field(default_factory=list)
-    """Path and reason of each image that could not be read."""
-
-
-class Scorer:
-    """A detector from a file with its network, ready to score images.
-
-    Args:
-        file: The detector, as :func:`fit_folders` or ``detector.save`` wrote it.
-        options: The options of ``openood-adascale score`` by name. The file says which network of torchvision's, timm's or
-            transformers' it was made for, and where its weights were; code of your own is run only if it is named here.
-        say: Called with a line for each step.
-
-    Raises:
-        DetectorFileError: No such file, damaged, or made for another network.
-        SettingError: An option that cannot be used, or one that is required.
-    """
-
-    def __init__(self, file: str, options: Mapping[str, Any], say: Say) -> None:
-        notes = read_detector(file).notes
-        self._options = {**options, **_network_of(file, notes, options)}
-        self._say = say
-        self._file = file
-        self._reader = ImageReader(self._options, say)
-        self.detector = load_detector(file, self._reader.loaded.network)
-        classes = notes.get("classes")
-        self._classes = list(map(str, classes)) if isinstance(classes, list) and classes else []
-        self._classes = self._classes or self._reader.loaded.classes
-
-    def score(
-        self, places: Sequence[str], tpr: float, output: str | None, form: str, stdout: IO[str]
-    ) -> Summary:
-        """Score images in files, folders and lists, and write a row for each.
-
-        With ``output``, rows are kept in ``OUTPUT.partial`` as they are scored, which becomes the output in the end. A run
-        with the same detector, images and threshold goes on from there. Images that cannot be read are passed over.
-
-        Args:
-            places: See :func:`~openood_adascale.data.files.find_images`.
-            tpr: Share of the ID validation images that is kept, in (0, 1].
-            output: The file (default: ``stdout``).
-            form: One of :data:`FORMATS`.
-            stdout: Written to without ``output``.
-
-        Raises:
-            SettingError: No images, or a ``tpr`` or format that cannot be used.
-            NotFittedError: The detector has no scores of validation images.
-        """
-        if form not in FORMATS:
-            raise SettingError("--format", form, ", ".join(FORMATS))
-        if form == "parquet":
-            _pyarrow()
-        threshold = self.detector.threshold(tpr)
-        paths = list(dict.fromkeys(path for place in places for path in find_images(place).paths))
-        files = ImageFiles(paths, transform=self._reader.loaded.transform)
-        summary = Summary()
-        with feature_cache(self._options.get("cache_dir"), self._options.get("cache_tag")):
-            if output is None:
-                if form == "parquet":
-                    raise SettingError("--format", form, "csv or jsonl without --output")
-                writer = _Writer(stdout, form)
-                for row in self._rows(files, threshold, summary):
-                    writer.write(row)
-            else:
-                self._to_file(files, threshold, summary, Path(output).expanduser(), form)
-        return summary
-
-    def _to_file(
-        self, files: ImageFiles, threshold: float, summary: Summary, output: Path, form: str
-    ) -> None:
-        if output.is_dir() or not output.parent.is_dir():
-            raise SettingError("--output", str(output), "a file name in an existing directory")
-        journal = _Journal(output.with_name(f"{output.name}.partial"), self._key(files, threshold), self._say)
-        with journal:
-            for row in journal.rows():
-                summary.counted, summary.ood = summary.counted + 1, summary.ood + row["ood"]
-            left = files.without(journal.paths)
-            if journal.paths:
-                self._say(
-                    f"images: {len(journal.paths)} of {len(files)} are scored already, in {journal.path}"
-                )
-            for row in self._rows(left, threshold, summary):
-                journal.add(row)
-        with replacing(output) as beside:
-            _convert(journal.rows(), beside, form)
-        journal.path.unlink()
-
-    def _key(self, files: ImageFiles, threshold: float) -> str:
-        digest = hashlib.blake2b(Path(self._file).expanduser().read_bytes(), digest_size=16)
-        digest.update(repr([threshold, *(self._options.get(name) for name in NOTED), self._classes]).encode())
-        for path in files.paths:
-            with contextlib.suppress(OSError):  # reported when it is read
-                state = os.stat(path)
-                digest.update(f"{path!r} {state.st_size} {state.st_mtime_ns};".encode())
-        return digest.hexdigest()
-
-    def _rows(self, files: ImageFiles, threshold: float, summary: Summary) -> Iterator[dict[str, Any]]:
-        """Yield a row for each image that can be read, in order."""
-        if self._reader.skip_broken and len(files):
-            summary.broken += find_broken(files, self._reader.workers, self._reader.progress)
-            files = files.without(path for path, _ in summary.broken)
-        paths = files.paths
-        while paths:
-            done = 0
-            loader = self._reader.loader_over(ImageFiles(paths, transform=files.transform))
-            try:
-                for predictions, scores, _ in self.detector.predict_batches(loader, self._reader.progress):
-                    for prediction, score in zip(predictions.tolist(), scores.tolist(), strict=True):
-                        row = self._row(paths[done], prediction, score, threshold)
-                        done, summary.counted = done + 1, summary.counted + 1
-                        summary.ood += row["ood"]
-                        yield row
-                return
-            except ImageError as error:
-                paths = paths[done:]
-                ahead = paths[: max(_WINDOW, 8 * self._reader.batch_size)]
-                broken = find_broken(
-                    ImageFiles(ahead, transform=files.transform), self._reader.workers, False
-                )
-                if not broken and error.path in paths:  # images of several sizes, or broken now and then
-                    broken = [(error.path, error.why)]
-                if not broken:
-                    raise
-                summary.broken += broken
-                names = {path for path, _ in broken}
-                paths = [path for path in paths if path not in names]
-
-    def _row(self, path: str, prediction: int, score: float, threshold: float) -> dict[str, Any]:
-        classes = self._known_classes()
-        name = classes[prediction] if prediction < len(classes) else ""
-        return {
-            "path": path,
-            "prediction": prediction,
-            "class": name,
-            "score": score,
-            "ood": int(score < threshold),
-        }
-
-    def _known_classes(self) -> list[str]:
-        """Return the names of the classes, if there is one for each class of the network."""
-        split = self.detector.extractor.split
-        count = len(self._classes) if split is None else len(split.head.weight)
-        if self._classes and len(self._classes) != count:
-            self._say(
-                f"class names are left out: there are {len(self._classes)}, and the network has {count} classes"
-            )
-            self._classes = []
-        return self._classes
-
-
 def _network_of(file: str, notes: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return network, weights and transform: as given, and otherwise as noted in the detector's file."""
     found = {name: options.get(name) for name in NOTED}
@@ -300,106 +142,189 @@ def _network_of(file: str, notes: Mapping[str, Any], options: Mapping[str, Any])
     return found
 
 
+# Scoring.
+
+
+@dataclass
+class Summary:
+    """Summary of a scoring run."""
+
+    counted: int = 0
+    """Images scored, those of an interrupted run included."""
+    ood: int = 0
+    """Images that are OOD."""
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    """Path and reason of each image that could not be read."""
+
+    def count(self, row: Row) -> None:
+        """Count a row."""
+        self.counted, self.ood = self.counted + 1, self.ood + int(row["ood"])
+
+
+class Scorer:
+    """A detector from a file with its network, ready to score images.
+
+    Args:
+        file: The detector, as :func:`fit_folders` or ``detector.save`` wrote it.
+        options: The options of ``openood-adascale score`` by name. The file says which network of torchvision's, timm's or
+            transformers' it was made for, and where its weights were; code of your own is run only if it is named here.
+        say: Called with a line for each step.
+    """
+
+    def __init__(self, file: str, options: Mapping[str, Any], say: Say) -> None:
+        notes = read_detector(file).notes
+        self._options = {**options, **_network_of(file, notes, options)}
+        self._say = say
+        self._file = file
+        self._reader = ImageReader(self._options, say)
+        self.detector = load_detector(file, self._reader.loaded.network)
+        classes = notes.get("classes")
+        named = isinstance(classes, list) and bool(classes)
+        self._classes = list(map(str, classes or ())) if named else self._reader.loaded.classes
+
+    def score(
+        self, places: Sequence[str], tpr: float, output: str | None, form: str, stdout: IO[str]
+    ) -> Summary:
+        """Score images in files, folders and lists, and write a row for each.
+
+        With ``output``, rows are kept in ``OUTPUT.partial`` as they are scored, which becomes the output in the end. A run
+        with the same detector, images and threshold goes on from there. Images that cannot be read are passed over.
+
+        Args:
+            places: See :func:`~openood_adascale.data.files.find_images`.
+            tpr: Share of the ID validation images that is kept, in (0, 1].
+            output: The file (default: ``stdout``).
+            form: One of :data:`FORMATS`.
+            stdout: Written to without ``output``.
+
+        Raises:
+            SettingError: No images, or a ``tpr`` or format that cannot be used.
+            NotFittedError: The detector has no scores of validation images.
+        """
+        if form not in FORMATS:
+            raise SettingError("--format", form, ", ".join(FORMATS))
+        if form == "parquet" and output is None:
+            raise SettingError("--format", form, "csv or jsonl without --output")
+        if form == "parquet" and importlib.util.find_spec("pyarrow") is None:
+            raise SettingError("--format", form, "an installed pyarrow (pip install pyarrow)")
+        threshold = self.detector.threshold(tpr)
+        paths = list(dict.fromkeys(path for place in places for path in find_images(place).paths))
+        files = ImageFiles(paths, transform=self._reader.loaded.transform)
+        summary = Summary()
+        with feature_cache(self._options.get("cache_dir"), self._options.get("cache_tag")):
+            if output is None:
+                write = _writer(stdout, form)
+                for row in self._rows(files, threshold, summary):
+                    write(row)
+            else:
+                self._to_file(files, threshold, summary, _output_file(output), form)
+        return summary
+
+    def _to_file(
+        self, files: ImageFiles, threshold: float, summary: Summary, output: Path, form: str
+    ) -> None:
+        partial = output.with_name(f"{output.name}.partial")
+        _begin(partial, self._key(files, threshold), self._say)
+        done = set()
+        for row in _rows_in(partial):
+            summary.count(row)
+            done.add(row["path"])
+        if done:
+            self._say(f"images: {len(done)} of {len(files)} are scored already, in {partial}")
+        with partial.open("a", encoding="utf-8") as file:
+            for row in self._rows(files.without(done), threshold, summary):
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+        with replacing(output) as beside:
+            _convert(_rows_in(partial), beside, form)
+        partial.unlink()
+
+    def _key(self, files: ImageFiles, threshold: float) -> str:
+        digest = hashlib.blake2b(Path(self._file).expanduser().read_bytes(), digest_size=16)
+        digest.update(repr([threshold, *(self._options.get(name) for name in NOTED), self._classes]).encode())
+        for path in files.paths:
+            with contextlib.suppress(OSError):  # reported when it is read
+                state = os.stat(path)
+                digest.update(f"{path!r} {state.st_size} {state.st_mtime_ns};".encode())
+        return digest.hexdigest()
+
+    def _rows(self, files: ImageFiles, threshold: float, summary: Summary) -> Iterator[Row]:
+        """Yield a row for each image that can be read, in order."""
+        reader = self._reader
+        while len(files):
+            done = 0
+            try:
+                batches = self.detector.predict_batches(reader.loader_over(files), reader.progress)
+                for predictions, scores, _ in batches:
+                    for prediction, score in zip(predictions.tolist(), scores.tolist(), strict=True):
+                        row = self._row(files.paths[done], prediction, score, threshold)
+                        summary.count(row)
+                        done += 1
+                        yield row
+                return
+            except ImageError as error:
+                left = files.without(files.paths[:done])
+                # Several at once, since each time the loader is started again.
+                ahead = ImageFiles(left.paths[: max(_WINDOW, 8 * reader.batch_size)], None, files.transform)
+                broken = find_broken(ahead, reader.workers, False)
+                # Images of several sizes, or broken now and then.
+                broken = broken or [(error.path, error.why)] * (error.path in left.paths)
+                if not broken:
+                    raise
+                summary.broken += broken
+                files = left.without(path for path, _ in broken)
+
+    def _row(self, path: str, prediction: int, score: float, threshold: float) -> Row:
+        name = self._classes[prediction] if prediction < len(self._classes) else ""
+        return dict(zip(COLUMNS, (path, prediction, name, score, score < threshold), strict=True))
+
+
 # Output.
 
 
-class _Writer:
-    """Writer of rows as CSV or JSON lines."""
-
-    def __init__(self, file: IO[str], form: str) -> None:
-        self._file = file
-        self._csv = csv.DictWriter(file, COLUMNS, lineterminator="\n") if form == "csv" else None
-        if self._csv is not None:
-            self._csv.writeheader()
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Write a row."""
-        if self._csv is not None:
-            self._csv.writerow({**row, "score": repr(row["score"])})
-        else:
-            self._file.write(json.dumps({**row, "ood": bool(row["ood"])}) + "\n")
-
-
-class _Journal:
-    """Rows of a run that is under way, in a file of JSON lines.
-
-    Args:
-        path: The file.
-        key: Fingerprint of detector, images and threshold; a file with another one is begun again.
-        say: Called with a line if the file is begun again.
-    """
-
-    def __init__(self, path: Path, key: str, say: Say) -> None:
-        self.path = path
-        self.paths: set[str] = set()
-        """Images that are scored already."""
-        self._file: IO[str] | None = None
-        if path.is_file() and self._first() != key:
-            say(f"{path}: begun again, as it is of another detector, threshold or images")
-            path.unlink()
-        if not path.is_file():
-            path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
-        else:
-            content = path.read_bytes()
-            path.write_bytes(content[: content.rfind(b"\n") + 1])  # without a torn last line
-            self.paths = {row["path"] for row in self.rows()}
-
-    def _first(self) -> str:
-        try:
-            with self.path.open(encoding="utf-8") as file:
-                found: str = json.loads(file.readline())["key"]
-                return found
-        except (ValueError, TypeError, LookupError):
-            return ""
-
-    def __enter__(self) -> _Journal:
-        self._file = self.path.open("a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Write a row to the file."""
-        if self._file is None:
-            raise ValueError("the journal is not open")
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield all rows."""
-        with self.path.open(encoding="utf-8") as file:
-            next(file)
-            for line in file:
-                yield json.loads(line)
-
-
-def _convert(rows: Iterator[dict[str, Any]], path: Path, form: str) -> None:
-    if form != "parquet":
-        # File names that are not UTF-8 are kept as they are.
-        with path.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = _Writer(file, form)
-            for row in rows:
-                writer.write(row)
+def _begin(partial: Path, key: str, say: Say) -> None:
+    """Begin a file of JSON lines with a fingerprint of detector, images and threshold, or go on with one."""
+    first = json.dumps({"key": key}).encode() + b"\n"
+    content = partial.read_bytes() if partial.is_file() else b""
+    if content.startswith(first):
+        os.truncate(partial, content.rfind(b"\n") + 1)  # without a torn last line
         return
-    pa = _pyarrow()
-    kinds = (pa.string(), pa.int64(), pa.string(), pa.float64(), pa.bool_())
-    schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
-    with pa.parquet.ParquetWriter(path, schema) as parquet:
-        while block := list(itertools.islice(rows, _BLOCK)):
-            for row in block:  # Parquet holds UTF-8 alone
-                name = row["path"].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                row.update(path=name, ood=bool(row["ood"]))
-            parquet.write_table(pa.Table.from_pylist(block, schema))
+    if content:
+        say(f"{partial}: begun again, as it is of another detector, threshold or images")
+    partial.write_bytes(first)
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise SettingError(
-            "--format", "parquet", f"an installed pyarrow (pip install pyarrow): {error}"
-        ) from error
-    return pyarrow
+def _rows_in(partial: Path) -> Iterator[Row]:
+    with partial.open(encoding="utf-8") as file:
+        next(file)
+        yield from map(json.loads, file)
+
+
+def _writer(file: IO[str], form: str) -> Callable[[Row], Any]:
+    """Return a function that writes a row as CSV or JSON lines."""
+    if form == "jsonl":
+        return lambda row: file.write(json.dumps(row) + "\n")
+    rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    rows.writeheader()
+    return lambda row: rows.writerow({**row, "ood": int(row["ood"])})
+
+
+def _convert(rows: Iterator[Row], path: Path, form: str) -> None:
+    if form == "parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        kinds = pa.string(), pa.int64(), pa.string(), pa.float64(), pa.bool_()
+        schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
+        with parquet.ParquetWriter(path, schema) as file:
+            while block := list(itertools.islice(rows, _BLOCK)):
+                for row in block:  # Parquet holds UTF-8 alone
+                    name = row["path"].encode("utf-8", "surrogateescape")
+                    row["path"] = name.decode("utf-8", "backslashreplace")
+                file.write_table(pa.Table.from_pylist(block, schema))
+        return
+    # File names that are not UTF-8 are kept as they are.
+    with path.open("x", encoding="utf-8", errors="surrogateescape", newline="") as text:
+        write = _writer(text, form)
+        for row in rows:
+            write(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 from ..errors import SettingError
 from .specs import library
 
-PREFIX = "hf:"
-_UNNAMED = re.compile(r"LABEL_\d+")
+_SHOWN = ("size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor")
 
 
 class ProcessorTransform:
@@ -28,60 +28,46 @@ class ProcessorTransform:
 
     def __call__(self, image: Any) -> Tensor:
         """Return the float tensor (3, H, W) of a PIL image in RGB."""
-        values = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
-        return torch.as_tensor(values)
+        return torch.as_tensor(self.processor(images=image, return_tensors="pt")["pixel_values"][0])
 
     def __repr__(self) -> str:
         told = self.processor.to_dict()
-        names = ("size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor")
-        shown = ", ".join(f"{name}={told[name]}" for name in names if told.get(name) is not None)
+        shown = ", ".join(f"{name}={told[name]}" for name in _SHOWN if told.get(name) is not None)
         return f"{type(self.processor).__name__}({shown})"
+
+
+def load_processor(spec: str) -> ProcessorTransform:
+    """Return the image processor of ``hf:NAME`` or ``hf:FOLDER``."""
+    return ProcessorTransform(_load("AutoImageProcessor", "transform", spec, "an image processor"))
 
 
 def load_classifier(spec: str) -> tuple[nn.Module, ProcessorTransform | None, list[str]]:
     """Return an image classifier, the transform of its image processor, and the names of its classes.
 
     Args:
-        spec: ``hf:NAME`` on the Hugging Face hub, or ``hf:PATH`` of a folder with its files, which needs no internet.
-
-    Raises:
-        SettingError: transformers is not installed, no such model, or one that does not classify images.
+        spec: ``hf:NAME`` on the Hugging Face hub, or ``hf:FOLDER`` of its files, which needs no internet.
     """
-    place = os.path.expanduser(spec.removeprefix(PREFIX))
+    network = _load("AutoModelForImageClassification", "network", spec, "an image classifier of transformers")
+    transform: ProcessorTransform | None = None
+    with suppress(SettingError):  # a folder without one: a transform must be given
+        transform = load_processor(spec)
+    names = getattr(network.config, "id2label", None) or {}
+    classes = [names.get(number) for number in range(len(names))]
+    unnamed = all(isinstance(name, str) and re.fullmatch(r"LABEL_\d+", name) for name in classes)
+    named = not unnamed and all(isinstance(name, str) for name in classes)
+    return network, transform, list(map(str, classes)) if named else []
+
+
+def _load(kind: str, setting: str, spec: str, wanted: str) -> Any:
+    place = os.path.expanduser(spec.removeprefix("hf:"))
     local = os.path.isdir(place)
     if not local and (place.startswith((".", "/")) or place.count("/") > 1 or not place):
         raise SettingError(
-            "network", spec, "hf:NAME or hf:FOLDER of a model of transformers; there is no such folder"
+            setting, spec, "hf:NAME or hf:FOLDER of a model of transformers; there is no such folder"
         )
-    transformers = library("transformers", spec)
-    kinds = transformers.AutoModelForImageClassification, transformers.AutoImageProcessor
-    options = {"local_files_only": local, "trust_remote_code": False}
-    bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    if local:  # a bar for a file that is here is gone at once
-        bars.disable_progress_bar()
+    loader = getattr(library("transformers", spec, setting), kind)
     try:
-        network = kinds[0].from_pretrained(place, **options)
+        return loader.from_pretrained(place, local_files_only=local, trust_remote_code=False)
     except Exception as error:  # transformers and its downloads raise anything
         told = " ".join(str(error).split())[:300]
-        raise SettingError(
-            "network", spec, f"an image classifier of transformers ({type(error).__name__}: {told})"
-        ) from error
-    finally:
-        if shown:
-            bars.enable_progress_bar()
-    try:
-        transform = ProcessorTransform(kinds[1].from_pretrained(place, **options))
-    except Exception:  # a folder without one: a transform must be given
-        transform = None
-    return network, transform, _class_names(network)
-
-
-def _class_names(network: Any) -> list[str]:
-    names = getattr(network.config, "id2label", None) or {}
-    found = [names.get(number) for number in range(len(names))]
-    if not all(isinstance(name, str) for name in found) or all(
-        _UNNAMED.fullmatch(str(name)) for name in found
-    ):
-        return []
-    return list(map(str, found))
+        raise SettingError(setting, spec, f"{wanted} ({type(error).__name__}: {told})") from error

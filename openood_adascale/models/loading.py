@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,21 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingError
-from ..features.border import check_network
 from ..features.extractor import prepare_images
 from ..features.head import logits_in_eval_mode
+from ..features.network import check_network
 from .huggingface import load_classifier
-from .specs import import_object, library, library_class_names, timm_name, torchvision_builder
+from .specs import DEFAULT, import_object, library, library_class_names, timm_name, torchvision_builder
 from .transforms import Transform, transform_for
 from .weights import Say, StateDict, class_count, load_weights, read_state_dict, renamed_to_fit
 
 ALLOWED = "torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, package.module:function or file.py:function"
-DEFAULT = "default"
-"""Value of ``weights``: the library's own."""
-_COUNTS = (7, 11)
-"""Numbers of classes of two networks that differ in the head only."""
+_BUILT = 7
+"""Number of classes of the network that weights are compared with."""
 _TRANSFORMING_INPUT = ("googlenet", "inception_v3")
 Weights = str | os.PathLike[str] | None
+Build = Callable[..., nn.Module]
 
 
 @dataclass
@@ -46,7 +45,10 @@ class LoadedNetwork:
     """Names of the classes 0, 1, … (empty if they are unknown)."""
 
     def class_count(self, image: Tensor) -> int:
-        """Return C, the number of logits for one transformed image (3, H, W).
+        """Return C, the number of logits.
+
+        Args:
+            image: One transformed image, (3, H, W).
 
         Raises:
             ValueError: The network cannot be used, or has a single logit.
@@ -69,16 +71,15 @@ def load_network(
     openood_adascale.errors.SettingError: ...
 
     Args:
-        spec: ``torchvision:NAME``, ``timm:NAME``, ``hf:NAME`` (a model of the Hugging Face hub, or a folder of its files,
-            which needs no internet), or ``package.module:function`` or ``file.py:function``, a function without arguments
-            that returns a network, or a network and its transform.
-        weights: A file (.safetensors, or a state dict in .pth, .pt or .ckpt, read without executing anything), or
-            ``default``, the library's own, which may be downloaded (default: those of the function or of the Hugging Face
-            model). The number of classes of torchvision's and timm's networks follows from the file.
-        transform: torchvision's (``torchvision:NAME``), timm's (``timm:NAME``), the image processor of a Hugging Face model
-            (``hf:NAME``), a function of your own (as ``spec``, or itself), or
-            ``size=224,resize=256,mean=…,std=…,interpolation=…``, which changes the network's (default: that of the
-            library's weights, or of the function).
+        spec: ``torchvision:NAME``, ``timm:NAME``, ``hf:NAME`` (a model of the Hugging Face hub, or a folder of its files),
+            ``package.module:function`` or ``file.py:function``. The function takes no arguments and returns a network, or a
+            network and its transform.
+        weights: A file (.safetensors, or a state dict in .pth, .pt or .ckpt), read without executing anything, or
+            ``default``, the library's own, which may be downloaded (default: those of the function or of ``hf:``). The
+            number of classes of torchvision's and timm's networks follows from the file.
+        transform: ``torchvision:NAME``, ``timm:NAME``, ``hf:NAME`` (an image processor), or a function of your own (as
+            ``spec``, or itself). ``size=224,resize=256,mean=…,std=…,interpolation=…`` changes the network's (default: that
+            of the library's weights, or of the function).
         say: Called with a line if names in the file were changed to fit.
 
     Raises:
@@ -112,11 +113,10 @@ def load_network(
 
 
 def _from_library(kind: str, spec: str, weights: Weights, say: Say | None) -> nn.Module:
-    build = _torchvision_build(spec) if kind == "torchvision" else _timm_build(spec)
+    build = _builder(kind, spec)
     if weights is None:
-        raise SettingError(
-            "weights", weights, f"a file, or {DEFAULT}: those of {spec} are random without one"
-        )
+        allowed = f"a file, or {DEFAULT}: those of {spec} are random without one"
+        raise SettingError("weights", weights, allowed)
     if weights == DEFAULT:
         return _with_default_weights(kind, spec, build)
     file = os.fspath(weights)
@@ -129,48 +129,43 @@ def _from_library(kind: str, spec: str, weights: Weights, say: Say | None) -> nn
             # As for torchvision's own weights, whose transform is used; auxiliary heads may have been left out.
             auxiliary = any(".fc" in key and "aux" in key.lower() for key in state)
             options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
-    one, other = (_shapes(build, spec, {**options, "num_classes": count}) for count in _COUNTS)
-    count = class_count(renamed_to_fit(state, one)[0], one, other, _COUNTS)
-    if count is None:
-        heads = [key for key in one if one[key] != other.get(key)]
-        raise SettingError(
-            "weights", file, f"weights of {spec} with its head ({', '.join(heads) or 'it has none'})"
-        )
-    network = _built(build, spec, {**options, "num_classes": count})
+    shapes = _shapes(build, {**options, "num_classes": _BUILT})
+    count = class_count(renamed_to_fit(state, shapes)[0], shapes, _BUILT)
+    network = build(**options, num_classes=count)
     load_weights(network, state, file, spec, say)
     return network
 
 
-Build = Callable[..., nn.Module]
+def _builder(kind: str, spec: str) -> Build:
+    """Return a function that builds a library's network; its errors name the network."""
+    if kind == "torchvision":
+        make: Build = torchvision_builder(spec)
+    else:
+        timm, name = library("timm", spec), timm_name(spec)
 
-
-def _torchvision_build(spec: str) -> Build:
-    builder = torchvision_builder(spec)
+        def make(**options: Any) -> nn.Module:
+            network: nn.Module = timm.create_model(name, **options)
+            return network
 
     def build(**options: Any) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # on a random initialisation that is overwritten
-            return builder(**options)
-
-    return build
-
-
-def _timm_build(spec: str) -> Build:
-    timm, name = library("timm", spec), timm_name(spec)
-
-    def build(**options: Any) -> nn.Module:
-        network: nn.Module = timm.create_model(name, **options)
-        return network
+            try:
+                return make(**options)
+            except Exception as error:  # options that it does not take, a download that fails
+                if "num_classes" not in options:
+                    told = f"({type(error).__name__}: {error})"
+                    allowed = f"a file, since {spec}'s own weights cannot be loaded {told}"
+                    raise SettingError("weights", DEFAULT, allowed) from error
+                chosen = ", ".join(f"{name}={value}" for name, value in options.items())
+                allowed = f"one that can be built with {chosen}; building it: {error}"
+                raise SettingError("network", spec, allowed) from error
 
     return build
 
 
 def _with_default_weights(kind: str, spec: str, build: Build) -> nn.Module:
-    try:
-        network = build(weights="DEFAULT") if kind == "torchvision" else build(pretrained=True)
-    except Exception as error:  # downloads raise anything
-        allowed = f"a file, since {spec}'s own weights cannot be loaded ({type(error).__name__}: {error})"
-        raise SettingError("weights", DEFAULT, allowed) from error
+    network = build(weights="DEFAULT") if kind == "torchvision" else build(pretrained=True)
     if kind == "timm" and getattr(network, "num_classes", None) == 0:
         raise SettingError("weights", DEFAULT, f"a file with a head: {spec}'s own weights have none")
     return network
@@ -180,29 +175,17 @@ def _with_new_names(name: str, state: StateDict) -> StateDict:
     """Rename the weights in torchvision's files of DenseNets, which are older than the names of its layers."""
     if not name.startswith("densenet"):
         return state
-    return {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): value
-        for key, value in state.items()
-    }
+    old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+    return {old.sub(r"\1\2.", key): value for key, value in state.items()}
 
 
-def _built(build: Build, spec: str, options: Mapping[str, Any]) -> nn.Module:
-    try:
-        return build(**options)
-    except Exception as error:  # options that it does not take, or anything else it lacks
-        chosen = ", ".join(f"{name}={value}" for name, value in options.items())
-        raise SettingError(
-            "network", spec, f"one that can be built with {chosen}; building it: {error}"
-        ) from error
-
-
-def _shapes(build: Build, spec: str, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes(build: Build, options: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a network's weights by name."""
     try:
         with torch.device("meta"):
             network = build(**options)
-    except Exception:  # some initialisations look at the drawn values
-        network = _built(build, spec, options)
+    except SettingError:  # some initialisations look at the drawn values
+        network = build(**options)
     return {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
 
@@ -217,14 +200,12 @@ def _from_function(spec: str) -> tuple[nn.Module, Any]:
         raise SettingError("network", spec, f"{wanted} raised {type(error).__name__}: {error}") from error
     network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(network, nn.Module) or not (transform is None or callable(transform)):
-        returned = type(made).__name__
-        if isinstance(made, tuple):
-            returned = f"({', '.join(type(one).__name__ for one in made)})"
+        kinds = [type(one).__name__ for one in made] if isinstance(made, tuple) else []
+        returned = f"({', '.join(kinds)})" if kinds else type(made).__name__
         raise SettingError("network", spec, f"{wanted} returned {returned}")
     try:
         check_network(network)
     except ValueError as error:
-        raise SettingError(
-            "network", spec, f"one that can be used; {str(error).removeprefix('network: ')}"
-        ) from error
+        allowed = f"one that can be used; {str(error).removeprefix('network: ')}"
+        raise SettingError("network", spec, allowed) from error
     return network, transform

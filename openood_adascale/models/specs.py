@@ -9,22 +9,20 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from ..errors import SettingError
 
+DEFAULT = "default"
+"""Value of ``weights``: the library's own."""
+
 
 def library(name: str, spec: str, setting: str = "network") -> Any:
-    """Import a library that only some specs need.
-
-    Raises:
-        SettingError: It is not installed, or broken.
-    """
+    """Import a library that only some specs need."""
     try:
         return importlib.import_module(name)
     except Exception as error:  # a library built for another torch raises anything
@@ -33,14 +31,9 @@ def library(name: str, spec: str, setting: str = "network") -> Any:
 
 
 def torchvision_builder(spec: str) -> Callable[..., nn.Module]:
-    """Return torchvision's function that builds a classifier.
-
-    Raises:
-        SettingError: torchvision has no classifier of this name.
-    """
+    """Return torchvision's function that builds a classifier."""
     models = library("torchvision", spec).models
-    # Classifiers only; detection and so on are in modules of their own.
-    names = models.list_models(module=models)
+    names = models.list_models(module=models)  # classifiers; detection and so on are in modules of their own
     name = spec.partition(":")[2]
     if name.lower() not in names:
         raise SettingError("network", spec, f"torchvision:NAME of a classifier{nearest(name, names)}")
@@ -48,12 +41,20 @@ def torchvision_builder(spec: str) -> Callable[..., nn.Module]:
     return builder
 
 
-def timm_name(spec: str) -> str:
-    """Return the name of a model of timm's, with the tag of its weights if it has one.
+def torchvision_weights(spec: str, file: str = "") -> tuple[Any, bool]:
+    """Return torchvision's weights that ``file`` is, by the name that it is downloaded under, and True.
 
-    Raises:
-        SettingError: timm has no such model, or no such weights of it.
+    For other files, return its best weights and False.
     """
+    known = library("torchvision", spec).models.get_model_weights(torchvision_builder(spec))
+    for weights in known:
+        if os.path.basename(weights.url) == os.path.basename(file):
+            return weights, True
+    return known.DEFAULT, file == DEFAULT
+
+
+def timm_name(spec: str) -> str:
+    """Return the name of a model of timm's, with the tag of its weights if it has one."""
     timm = library("timm", spec)
     name = spec.partition(":")[2]
     model, _, tag = name.partition(".")
@@ -62,26 +63,19 @@ def timm_name(spec: str) -> str:
         raise SettingError("network", spec, f"timm:NAME of a model{nearest(name, timm.list_models())}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{model}.*")]
     if tag and tag not in tags:
-        named = f"with one of the tags {', '.join(tags)}" if tags else "alone, as it has no tags"
-        raise SettingError("network", spec, f"timm:{model}, {named}")
+        raise SettingError(
+            "network", spec, f"timm:{model} alone, or with one of its tags ({', '.join(tags)})"
+        )
     return name
 
 
 def library_class_names(spec: str, network: nn.Module, file: str) -> list[str]:
-    """Return the class names of torchvision's and timm's own weights (empty for others).
-
-    Args:
-        spec: Spec of the network.
-        network: The network.
-        file: File of its weights; torchvision's are known by the names that they are downloaded under.
-    """
-    kind, _, name = spec.partition(":")
+    """Return the class names of torchvision's and timm's own weights (empty for others)."""
+    kind = spec.partition(":")[0]
     if kind == "torchvision":
-        known = library("torchvision", spec).models.get_model_weights(name)
-        own = [one for one in known if os.path.basename(one.url) == os.path.basename(file)]
-        weights = own[0] if own else known.DEFAULT if file == "default" else None
-        return [] if weights is None else list(weights.meta.get("categories", ()))
-    if kind == "timm" and file == "default":
+        weights, is_own = torchvision_weights(spec, file)
+        return list(weights.meta.get("categories", ())) if is_own else []
+    if kind == "timm" and file == DEFAULT:
         data = library("timm", spec).data
         if subset := data.infer_imagenet_subset(network):
             info = data.ImageNetInfo(subset)
@@ -96,13 +90,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def import_object(setting: str, spec: str, allowed: str) -> Any:
-    """Return the object that ``package.module:name`` or ``file.py:name`` names.
-
-    Raises:
-        SettingError: No such object, or importing it fails.
-    """
-    where, colon, name = spec.rpartition(":")
-    if not (where and colon and name.isidentifier()):
+    """Return the object that ``package.module:name`` or ``file.py:name`` names."""
+    where, _, name = spec.rpartition(":")
+    if not (where and name.isidentifier()):
         raise SettingError(setting, spec, allowed)
     is_file = where.lower().endswith(".py")
     if is_file and not os.path.isfile(where):
@@ -110,9 +100,8 @@ def import_object(setting: str, spec: str, allowed: str) -> Any:
     try:
         module = _import_file(Path(where).resolve()) if is_file else importlib.import_module(where)
     except Exception as error:  # anyone's code
-        raise SettingError(
-            setting, spec, f"{allowed}; importing {where} raised {type(error).__name__}: {error}"
-        ) from error
+        told = f"importing {where} raised {type(error).__name__}: {error}"
+        raise SettingError(setting, spec, f"{allowed}; {told}") from error
     if not hasattr(module, name):
         defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise SettingError(setting, spec, f"a function that {where} has{nearest(name, defined)}")
@@ -124,21 +113,18 @@ def _import_file(path: Path) -> ModuleType:
 
     Its folder is added to the end of ``sys.path``, for those processes and for the file's own imports.
     """
-    name = path.stem
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     importlib.invalidate_caches()
-    if not name.isidentifier() or not _is_found_as(name, path):
-        name = f"{name}_{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
-    known = sys.modules.get(name)
-    if known is not None:
-        return known
-    spec = importlib.util.spec_from_file_location(name, path, loader=_UncachedLoader(name, str(path)))
+    if _is_found_as(path.stem, path):
+        return importlib.import_module(path.stem)
+    name = f"{path.stem}_{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -147,20 +133,9 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-class _UncachedLoader(SourceFileLoader):
-    """Loader that compiles the file as it is now.
-
-    Python's cache goes by size and second, and would miss a digit that is changed at once.
-    """
-
-    def get_code(self, fullname: str) -> CodeType | None:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
-
-
 def _is_found_as(name: str, path: Path) -> bool:
     try:
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
     except ValueError:  # __main__ and the like
         return False
     return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
-from ..features.modes import restored_random_state
-from .huggingface import PREFIX, ProcessorTransform
-from .specs import import_object, library, timm_name, torchvision_builder
+from ..features.network import restored_random_state
+from .huggingface import load_processor
+from .specs import import_object, library, timm_name, torchvision_weights
 
 Transform = Callable[[Any], Tensor]
 """Function from a PIL image in RGB to a float tensor (3, H, W)."""
@@ -54,32 +53,27 @@ def _found(
         if not callable(chosen):
             raise SettingError("transform", chosen, ALLOWED)
         return chosen, _described(chosen)
-    overrides = _overrides(chosen) if chosen is not None and "=" in chosen and ":" not in chosen else {}
-    spec = chosen if chosen is not None and not overrides else network_spec
+    changes = _changes(chosen) if chosen is not None and "=" in chosen and ":" not in chosen else {}
+    spec = network_spec if chosen is None or changes else chosen
     kind, _, name = spec.partition(":")
     if kind == "torchvision" and name:
-        return _torchvision_transform(spec, overrides, file if spec == network_spec else "")
+        return _torchvision_transform(spec, changes, file if spec == network_spec else "")
     if kind == "timm" and name:
-        return _timm_transform(spec, network if spec == network_spec else None, overrides)
-    if kind == "hf" and chosen is not None and not overrides:
-        return _processor(spec)
+        return _timm_transform(spec, network if spec == network_spec else None, changes)
+    if changes:
+        return _composed(str(chosen), changes)
     if chosen is None:
         if own is None:
-            raise SettingError(
-                "transform",
-                None,
-                f"one, since {network_spec} has none: {ALLOWED}; or let it return network, transform",
-            )
+            allowed = f"one, since {network_spec} has none: {ALLOWED}; or let it return network, transform"
+            raise SettingError("transform", None, allowed)
         return own, _described(own)
-    if overrides:
-        return _composed(str(chosen), overrides)
-    transform = import_object("transform", chosen, ALLOWED)
+    transform = load_processor(spec) if kind == "hf" else import_object("transform", chosen, ALLOWED)
     if not callable(transform):
         raise SettingError("transform", chosen, "a function that takes a PIL image and returns a tensor")
     return transform, _described(transform)
 
 
-def _overrides(text: str) -> dict[str, Any]:
+def _changes(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part in text.split(","):
         key, _, value = (word.strip() for word in part.partition("="))
@@ -96,111 +90,80 @@ def _value(text: str, key: str, value: str) -> Any:
         if value not in INTERPOLATIONS:
             raise SettingError("transform", text, f"interpolation={' or '.join(INTERPOLATIONS)}")
         return value
+    if key in ("size", "resize"):
+        if not (value.isdecimal() and int(value) > 0):
+            raise SettingError("transform", text, f"{key}: a whole number from 1 on")
+        return int(value)
     try:
-        if key in ("size", "resize"):
-            whole = int(value)
-            if whole < 1:
-                raise ValueError
-            return whole
         numbers = [float(number) for number in value.split("/")]
     except ValueError:
-        wanted = "a whole number from 1 on" if key in ("size", "resize") else "numbers separated by /"
-        raise SettingError("transform", text, f"{key}: {wanted}") from None
+        raise SettingError("transform", text, f"{key}: numbers separated by /") from None
     numbers *= 3 if len(numbers) == 1 else 1
-    finite = all(map(math.isfinite, numbers))
-    if len(numbers) != 3 or not finite or (key == "std" and min(numbers) <= 0):
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or (key == "std" and min(numbers) <= 0):
         above = " above 0" if key == "std" else ""
         raise SettingError("transform", text, f"{key}: one number{above}, or three separated by /")
     return numbers
 
 
-def _torchvision_transform(spec: str, overrides: Mapping[str, Any], file: str) -> tuple[Transform, str]:
-    torchvision = library("torchvision", spec)
-    known_weights = torchvision.models.get_model_weights(torchvision_builder(spec))
-    same = [one for one in known_weights if os.path.basename(one.url) == os.path.basename(file)]
-    weights = same[0] if same else known_weights.DEFAULT
-    preset = weights.transforms
-    plain = preset()
-    known = {
-        "crop_size": overrides.get("size", plain.crop_size[0]),
-        "resize_size": overrides.get("resize", plain.resize_size[0]),
-        "mean": tuple(overrides.get("mean", plain.mean)),
-        "std": tuple(overrides.get("std", plain.std)),
-        "interpolation": plain.interpolation,
-    }
-    if "size" in overrides and "resize" not in overrides:
-        # The crop shows as much of the image as before.
-        known["resize_size"] = round(known["crop_size"] * plain.resize_size[0] / plain.crop_size[0])
-    if known["resize_size"] < known["crop_size"]:
-        raise SettingError("transform", overrides, f"a resize from size={known['crop_size']} on")
-    if "interpolation" in overrides:
-        known["interpolation"] = torchvision.transforms.InterpolationMode(overrides["interpolation"])
-    words = _written(
-        known["crop_size"], known["resize_size"], known["mean"], known["std"], known["interpolation"].value
+def _torchvision_transform(spec: str, changes: Mapping[str, Any], file: str) -> tuple[Transform, str]:
+    weights, _ = torchvision_weights(spec, file)
+    plain = weights.transforms()
+    size = changes.get("size", plain.crop_size[0])
+    # Without another resize, the crop shows as much of the image as before.
+    resize = changes.get("resize", round(size * plain.resize_size[0] / plain.crop_size[0]))
+    _check_resize(changes, size, resize)
+    mode = type(plain.interpolation)(changes.get("interpolation", plain.interpolation.value))
+    mean, std = changes.get("mean", plain.mean), changes.get("std", plain.std)
+    transform = weights.transforms(
+        crop_size=size, resize_size=resize, mean=tuple(mean), std=tuple(std), interpolation=mode
     )
-    whose = f"torchvision's for {weights}{', changed' if overrides else ''}"
-    return preset(**known), f"{words} ({whose})"
+    whose = f"torchvision's for {weights}{', changed' if changes else ''}"
+    return transform, f"{_written(size, resize, mean, std, mode.value)} ({whose})"
 
 
-def _timm_transform(spec: str, network: Any, overrides: Mapping[str, Any]) -> tuple[Transform, str]:
+def _timm_transform(spec: str, network: Any, changes: Mapping[str, Any]) -> tuple[Transform, str]:
     timm = library("timm", spec)
     if network is not None:
         config = timm.data.resolve_model_data_config(network)
     else:
         pretrained = timm.get_pretrained_cfg(timm_name(spec), allow_unregistered=False)
         config = timm.data.resolve_data_config(pretrained_cfg=pretrained.to_dict())
-    if "size" in overrides:
-        config["input_size"] = (3, overrides["size"], overrides["size"])
+    if "size" in changes:
+        config["input_size"] = (3, changes["size"], changes["size"])
     size = min(config["input_size"][1:])
-    if "resize" in overrides:
-        if overrides["resize"] < size:
-            raise SettingError("transform", dict(overrides), f"a resize from size={size} on")
+    if "resize" in changes:
+        _check_resize(changes, size, changes["resize"])
         # timm computes floor(size / crop_pct): the half keeps rounding from losing a pixel.
-        config["crop_pct"] = size / (overrides["resize"] + 0.5)
-    config.update({key: overrides[key] for key in ("interpolation", "mean", "std") if key in overrides})
+        config["crop_pct"] = size / (changes["resize"] + 0.5)
+    config.update({key: changes[key] for key in ("interpolation", "mean", "std") if key in changes})
+    sizes = "x".join(map(str, dict.fromkeys(config["input_size"][1:])))
     resize = math.floor(size / config["crop_pct"])
-    words = _written(
-        "x".join(map(str, dict.fromkeys(config["input_size"][1:]))),
-        resize, config["mean"], config["std"], config["interpolation"],
-    )  # fmt: skip
+    words = _written(sizes, resize, config["mean"], config["std"], config["interpolation"])
     mode = "" if config["crop_mode"] == "center" else f", crop mode {config['crop_mode']}"
-    whose = f"timm's for {spec.partition(':')[2]}{', changed' if overrides else ''}{mode}"
+    whose = f"timm's for {spec.partition(':')[2]}{', changed' if changes else ''}{mode}"
     return timm.data.create_transform(**config, is_training=False), f"{words} ({whose})"
 
 
-def _processor(spec: str) -> tuple[Transform, str]:
-    processors = library("transformers", spec, "transform").AutoImageProcessor
-    place = os.path.expanduser(spec.removeprefix(PREFIX))
-    try:
-        found = ProcessorTransform(processors.from_pretrained(place, local_files_only=os.path.isdir(place)))
-    except Exception as error:  # transformers and its downloads raise anything
-        told = " ".join(str(error).split())[:300]
-        raise SettingError(
-            "transform", spec, f"an image processor ({type(error).__name__}: {told})"
-        ) from error
-    return found, _described(found)
+def _check_resize(changes: Mapping[str, Any], size: int, resize: int) -> None:
+    if resize < size:
+        raise SettingError("transform", dict(changes), f"a resize from size={size} on")
 
 
 def _composed(text: str, chosen: Mapping[str, Any]) -> tuple[Transform, str]:
     missing = [key for key in ("size", "mean", "std") if key not in chosen]
     if missing:
-        raise SettingError(
-            "transform", text, f"{' and '.join(missing)}, too, since the network has no transform of its own"
-        )
-    library("torchvision", text)
+        allowed = f"{' and '.join(missing)}, too, since the network has no transform of its own"
+        raise SettingError("transform", text, allowed)
+    library("torchvision", text, "transform")
     from torchvision import transforms
 
-    resize = chosen.get("resize", round(chosen["size"] * 256 / 224))
+    size, mean, std = chosen["size"], chosen["mean"], chosen["std"]
+    resize = chosen.get("resize", round(size * 256 / 224))
     interpolation = chosen.get("interpolation", "bilinear")
-    steps = [
-        transforms.Resize(resize, transforms.InterpolationMode(interpolation)),
-        transforms.CenterCrop(chosen["size"]),
-        transforms.ToTensor(),
-        transforms.Normalize(chosen["mean"], chosen["std"]),
-    ]
-    return transforms.Compose(steps), _written(
-        chosen["size"], resize, chosen["mean"], chosen["std"], interpolation
-    )
+    mode = transforms.InterpolationMode(interpolation)
+    steps = [transforms.Resize(resize, mode), transforms.CenterCrop(size), transforms.ToTensor()]
+    transform = transforms.Compose([*steps, transforms.Normalize(mean, std)])
+    return transform, _written(size, resize, mean, std, interpolation)
 
 
 def _written(size: Any, resize: int, mean: Any, std: Any, interpolation: str) -> str:
@@ -212,9 +175,8 @@ def _written(size: Any, resize: int, mean: Any, std: Any, interpolation: str) ->
 def _described(transform: Any) -> str:
     if isinstance(transform, types.FunctionType | type):
         return f"{transform.__module__}.{transform.__qualname__}"
-    return (
-        re.sub(r" at 0x\w+", "", re.sub(r"\s+", " ", repr(transform))).replace("( ", "(").replace(" )", ")")
-    )
+    text = re.sub(r" at 0x\w+", "", re.sub(r"\s+", " ", repr(transform)))
+    return text.replace("( ", "(").replace(" )", ")")
 
 
 def _tried(transform: Transform, spec: Any) -> str:
@@ -226,9 +188,8 @@ def _tried(transform: Transform, spec: Any) -> str:
         try:
             found: Any = transform(Image.new("RGB", TRIED, (90, 120, 150)))
         except Exception as error:  # anyone's code
-            raise SettingError(
-                "transform", spec, f"{wanted}; it raised {type(error).__name__}: {error}"
-            ) from error
+            told = f"{wanted}; it raised {type(error).__name__}: {error}"
+            raise SettingError("transform", spec, told) from error
     if not isinstance(found, Tensor) or not torch.is_floating_point(found) or found.dim() != 3:
         what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise SettingError("transform", spec, f"{wanted}; it returned {what}")

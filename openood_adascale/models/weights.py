@@ -7,7 +7,6 @@ import codecs
 import collections
 import contextlib
 import datetime
-import itertools
 import os
 import pathlib
 import re
@@ -24,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import SettingError
-from ..features.modes import original
+from ..features.network import original
 
 StateDict = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -36,20 +35,21 @@ ENTRIES = (
 )  # fmt: skip
 """Entries of a checkpoint that hold weights, perhaps nested; the first one is read."""
 PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "model.",
-    "net.",
-    "network.",
-    "backbone.",
-    "encoder.",
-    "head.",
-    "ema.",
-    "_model.",
-)
+    "module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "head.", "ema.", "_model.",
+)  # fmt: skip
 """Prefixes of parameter names that wrappers and training scripts add."""
 SHOWN = 5
 """Names of parameters in an error, of each kind."""
+_TORCH = (b"PK", b"\x80")
+_OTHERS = {
+    r"\Z": "it is empty",
+    r"version https://git-lfs": "it is a Git LFS pointer to one, which `git lfs pull` replaces by the file",
+    r"<(!doctype|html|\?xml|head)": "it is an HTML page, as a failed download leaves it",
+    r'\{["\s][^\0]*\Z': "it is JSON, such as an index of several files or an error of a server",
+    "\x1f\x8b": "it is compressed with gzip: unpack it first",
+    "\x89HDF": "it is an HDF5 file, as Keras writes them",
+}
+"""Beginnings of files that weights are often replaced by, as regular expressions."""
 
 
 def read_state_dict(path: str | os.PathLike[str], say: Say | None = None) -> StateDict:
@@ -66,52 +66,32 @@ def read_state_dict(path: str | os.PathLike[str], say: Say | None = None) -> Sta
     name = os.fspath(path)
     if not os.path.isfile(name):
         raise _refused(name, "a file: a state dict in .pth, .pt, .ckpt or .safetensors")
-    if _kind_of(name) == "safetensors":
-        try:
-            return dict(load_file(name))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _refused(name, f"a whole safetensors file ({error})") from error
-    return _state_dict_in(_unpickled(name), name, say)
+    if not _is_safetensors(name):
+        return _state_dict_in(_unpickled(name), name, say)
+    try:
+        return dict(load_file(name))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _refused(name, f"a whole safetensors file ({error})") from error
 
 
-def _kind_of(name: str) -> str:
-    """Return ``safetensors`` or ``torch`` by the content of a file.
-
-    Raises:
-        SettingError: It is something else that such files are often replaced by.
-    """
+def _is_safetensors(name: str) -> bool:
+    """Return True for safetensors, and False for a file of torch.save, by the content of a file."""
     with open(name, "rb") as file:
         start = file.read(512)
-    text = start.lstrip().lower()
-    if not start:
-        raise _refused(name, "a file of weights; it is empty")
-    if text.startswith(b"version https://git-lfs"):
-        raise _refused(
-            name,
-            "a file of weights; it is a Git LFS pointer to one, which `git lfs pull` replaces by the file",
-        )
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise _refused(name, "a file of weights; it is an HTML page, as a failed download leaves it")
-    if text.startswith((b'{"', b"{\n", b"{ ")) and b"\0" not in start:
-        raise _refused(
-            name, "a file of weights; it is JSON, such as an index of several files or an error of a server"
-        )
-    if start.startswith(b"\x1f\x8b"):
-        raise _refused(name, "a file of weights; it is compressed with gzip: unpack it first")
-    if start.startswith(b"\x89HDF"):
-        raise _refused(name, "a file of weights of PyTorch; it is an HDF5 file, as Keras writes them")
-    size = int.from_bytes(start[:8], "little")
-    if start[8:9] == b"{" and size < os.path.getsize(name):
-        return "safetensors"
-    if pathlib.Path(name).suffix.lower() == ".safetensors":
-        if start.startswith((b"PK", b"\x80")):
-            raise _refused(
-                name, "a safetensors file; it is a file of torch.save: its name should end in .pth"
-            )
-        raise _refused(name, "a whole safetensors file; it does not begin as one")
-    if not start.startswith((b"PK", b"\x80")) and not tarfile.is_tarfile(name):
-        raise _refused(name, "a whole file of torch.save; it does not begin as one")
-    return "torch"
+    for pattern, told in _OTHERS.items():
+        if re.match(rf"\s*{pattern}", start.decode("latin-1"), re.IGNORECASE):
+            raise _refused(name, f"a file of weights; {told}")
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.path.getsize(name):
+        return True
+    is_torch = start.startswith(_TORCH)
+    if name.lower().endswith(".safetensors"):
+        told = "is a file of torch.save: its name should end in .pth" if is_torch else "does not begin as one"
+        raise _refused(name, f"a whole safetensors file; it {told}")
+    # Before torch 2.6 weights_only did not hold for tar archives (CVE-2025-32434), which nobody writes any more.
+    if (is_tar := tarfile.is_tarfile(name)) or not is_torch:
+        told = "is a tar archive" if is_tar else "does not begin as one"
+        raise _refused(name, f"a whole file of torch.save; it {told}")
+    return False
 
 
 def _refused(name: str, allowed: str) -> SettingError:
@@ -119,138 +99,120 @@ def _refused(name: str, allowed: str) -> SettingError:
 
 
 def _not_weights_alone(name: str, what: str) -> SettingError:
+    allowed = f"a file without code; it holds {what}, and reading that would execute code. If you trust the file, write its "
     return _refused(
-        name,
-        f"a file without code; it holds {what}, and reading that would execute code. If you trust the file, write its "
-        "state_dict() alone: torch.save(torch.load(FILE, weights_only=False)[…], NEW)",
+        name, f"{allowed}state_dict() alone: torch.save(torch.load(FILE, weights_only=False)[…], NEW)"
     )
-
-
-def _is_torchscript(name: str) -> bool:
-    if not zipfile.is_zipfile(name):
-        return False
-    with zipfile.ZipFile(name) as archive:
-        return any(member.rpartition("/")[2] == "constants.pkl" for member in archive.namelist())
 
 
 def _harmless() -> list[Any]:
     """Return the types beside weights that may be read: building them executes nothing."""
     core: Any = getattr(np, "_core", None) or vars(np)["core"]  # NumPy 2 and 1
-    multiarray = core.multiarray
     found: list[Any] = [
         argparse.Namespace, types.SimpleNamespace, collections.defaultdict, np.dtype, np.ndarray, codecs.encode,
         datetime.datetime, datetime.date, datetime.timedelta, datetime.timezone,
         *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type)),
     ]  # fmt: skip
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        names = ("scalar", "_reconstruct")
+        found += [(getattr(core.multiarray, name), f"{module}.{name}") for name in names]
+    posix, windows = pathlib.PurePosixPath, pathlib.PureWindowsPath
+    paths = {"PosixPath": posix, "PurePosixPath": posix, "WindowsPath": windows, "PureWindowsPath": windows}
+    for module in ("pathlib", "pathlib._local"):
         found += [
-            (multiarray.scalar, f"{module}.scalar"),
-            (multiarray._reconstruct, f"{module}._reconstruct"),
+            (kind, f"{module}.{name}") for name, kind in {**paths, "Path": posix, "PurePath": posix}.items()
         ]
-    for module, kind in itertools.product(
-        ("pathlib", "pathlib._local"), ("Path", "PosixPath", "WindowsPath")
-    ):
-        pure = pathlib.PureWindowsPath if kind == "WindowsPath" else pathlib.PurePosixPath
-        found += [(pure, f"{module}.{kind}"), (pure, f"{module}.Pure{kind}")]
     return found
 
 
-def _unpickled(name: str) -> Any:
+def _is_torchscript(name: str) -> bool:
     try:
-        # Before torch 2.6 weights_only did not hold for this format (CVE-2025-32434), which nobody writes any more.
-        if tarfile.is_tarfile(name):
-            raise _refused(name, "a file of torch.save; it is a tar archive")
-        # Nor does it, before torch 2.6, for files of torch.jit.save.
-        if _is_torchscript(name):
-            raise _not_weights_alone(name, "a TorchScript program")
-        allowed = getattr(torch.serialization, "safe_globals", None)  # torch 2.5 and later
+        with zipfile.ZipFile(name) as archive:
+            return any(member.rpartition("/")[2] == "constants.pkl" for member in archive.namelist())
+    except Exception:  # no zip file, or a damaged one
+        return False
+
+
+def _unpickled(name: str) -> Any:
+    # Before torch 2.6 weights_only did not hold for files of torch.jit.save, either.
+    if _is_torchscript(name):
+        raise _not_weights_alone(name, "a TorchScript program")
+    allowed = getattr(torch.serialization, "safe_globals", None)  # torch 2.5 and later
+    try:
         with contextlib.nullcontext() if allowed is None else allowed(_harmless()):
             return torch.load(name, map_location="cpu", weights_only=True)
-    except SettingError:
-        raise
     except Exception as error:  # torch's reader raises anything for damaged files
-        found = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))  # torch 2.1 has other words
-        if found:
+        text = str(error)
+        if found := re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", text):  # torch 2.1 has other words
             raise _not_weights_alone(name, f"an object of the class {found[1]}") from error
         # Without torch's advice to read it with weights_only=False.
-        told = re.search(r"WeightsUnpickler error: (.*\S)", str(error))
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = told[1] if told else (lines or ["no reason given"])[0]
-        if why.startswith("Weights only load failed"):
-            why = "it is damaged"
-        raise _refused(name, f"a whole file of torch.save ({type(error).__name__}: {why[:150]})") from error
+        told = re.search(r"WeightsUnpickler error: (.*\S)", text)
+        why = told[1] if told else text.strip().partition("\n")[0] or "no reason given"
+        why = "it is damaged" if why.startswith("Weights only load failed") else why[:150]
+        raise _refused(name, f"a whole file of torch.save ({type(error).__name__}: {why})") from error
 
 
 def _state_dict_in(found: Any, name: str, say: Say | None) -> StateDict:
-    candidates = list(_candidates(found, ()))
+    candidates = dict(_candidates(found, ""))
     if not candidates:
-        keys = (
-            ", ".join(map(str, list(found)[:SHOWN])) if isinstance(found, Mapping) else type(found).__name__
-        )
-        raise _refused(name, f"a state dict, or one under {', '.join(ENTRIES)}; it holds {keys or 'nothing'}")
-    place, state = candidates[0]
-    if say is not None and len(candidates) > 1:
-        others = ", ".join(".".join(other) for other, _ in candidates[1:])
-        say(f"weights: read {'.'.join(place)!r} of {name}, which also has {others}")
-    return state
+        held = list(map(str, found))[:SHOWN] if isinstance(found, Mapping) else [type(found).__name__]
+        told = f"it holds {', '.join(held) or 'nothing'}"
+        raise _refused(name, f"a state dict, or one under {', '.join(ENTRIES)}; {told}")
+    place, *others = candidates
+    if say is not None and others:
+        say(f"weights: read {place!r} of {name}, which also has {', '.join(others)}")
+    return candidates[place]
 
 
-def _candidates(found: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], StateDict]]:
+def _candidates(found: Any, place: str) -> Iterator[tuple[str, StateDict]]:
     """Yield the state dicts in a checkpoint with their places."""
-    if not isinstance(found, Mapping) or len(place) > 3:
+    if not isinstance(found, Mapping) or place.count(".") > 2:
         return
     # A layer's get_extra_state may give anything.
     plain = {key: value for key, value in found.items() if not str(key).endswith("_extra_state")}
-    if plain and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in plain.items()):
+    if plain and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in plain.items()):
         yield place, dict(found)
         return
     for key in ENTRIES:
         if key in found:
-            yield from _candidates(found[key], (*place, key))
+            yield from _candidates(found[key], f"{place}.{key}".lstrip("."))
 
 
 # Names of parameters.
 
 
 def renamed_to_fit(state: StateDict, wanted: Mapping[str, Any]) -> tuple[StateDict, str]:
-    """Return weights under the names of a network, and a line on what was changed (empty if nothing).
+    """Return weights under the names of a network, and a line about the changes (empty if there are none).
 
-    Prefixes are removed if the names then are those of the network, and no other weights are left out unless all of the
-    network's are there under one prefix. Otherwise the weights are returned with as few prefixes as fit best.
+    If all of the network's weights are there under one prefix, the others are left out. Otherwise as few of
+    :data:`PREFIXES` are removed from each name as make it one of the network's.
 
     Args:
         state: Weights by name.
         wanted: Names of the network's parameters and buffers.
     """
-    if wanted.keys() <= state.keys():
+    if not wanted or wanted.keys() <= state.keys():
         return state, ""
-    stripped = {key: _stripped(key, wanted) for key in state}
-    if len(set(stripped.values())) == len(state) and set(stripped.values()) == set(wanted):
-        removed = dict.fromkeys(key.removesuffix(name) for key, name in stripped.items() if key != name)
-        return (
-            {stripped[key]: value for key, value in state.items()},
-            f"the prefix {_quoted(removed)} of its names was removed",
-        )
-    longest = max(wanted, key=len, default="")
-    prefixes = [key.removesuffix(longest) for key in state if key.endswith(f".{longest}")]
-    whole = [prefix for prefix in prefixes if all(prefix + name in state for name in wanted)]
-    if len(whole) > 1:
-        known = [prefix for prefix in whole if prefix in PREFIXES]
-        whole = known[:1] or whole
+    longest = max(wanted, key=len)
+    whole = [key.removesuffix(longest) for key in state if key.endswith(f".{longest}")]
+    whole = [prefix for prefix in whole if all(prefix + name in state for name in wanted)]
+    whole = [prefix for prefix in whole if prefix in PREFIXES][:1] or whole
     if len(whole) == 1:
         prefix = whole[0]
         others = [key for key in state if not key.startswith(prefix)]
         left_out = f"; left out: {_some(others)}" if others else ""
-        return (
-            {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)},
-            f"the prefix {prefix!r} of its names was removed{left_out}",
-        )
-    best = max(_whole_prefixes(state, ""), key=lambda tried: len(tried[0].keys() & wanted.keys()))
-    return best[0], f"the prefix {best[1]!r} of its names was removed" if best[1] else ""
+        found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        return found, f"the prefix {prefix!r} of its names was removed{left_out}"
+    stripped = {key: _stripped(key, wanted) for key in state}
+    if len({*stripped.values()}) < len(state):
+        return state, ""
+    removed = dict.fromkeys(key.removesuffix(name) for key, name in stripped.items() if key != name)
+    change = f"the prefix {', '.join(map(repr, removed))} of its names was removed" if removed else ""
+    return {stripped[key]: value for key, value in state.items()}, change
 
 
 def _stripped(key: str, wanted: Mapping[str, Any]) -> str:
-    """Return a name without as few of :data:`PREFIXES` as make it one of ``wanted`` (as it is if none do)."""
+    """Return a name without the fewest :data:`PREFIXES` that make it one of ``wanted`` (unchanged if none do)."""
     waiting = [key]
     while waiting:
         found = waiting.pop(0)
@@ -258,15 +220,6 @@ def _stripped(key: str, wanted: Mapping[str, Any]) -> str:
             return found
         waiting += [found.removeprefix(prefix) for prefix in PREFIXES if found.startswith(prefix)]
     return key
-
-
-def _whole_prefixes(state: StateDict, before: str) -> Iterator[tuple[StateDict, str]]:
-    yield state, before
-    for prefix in PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            yield from _whole_prefixes(
-                {key.removeprefix(prefix): value for key, value in state.items()}, before + prefix
-            )
 
 
 def load_weights(network: nn.Module, state: StateDict, file: str, name: str, say: Say | None = None) -> None:
@@ -283,24 +236,21 @@ def load_weights(network: nn.Module, state: StateDict, file: str, name: str, say
         SettingError: Some are missing, unexpected, or of another shape; names a few of each.
     """
     network = original(network)
-    wanted = {
-        key: tuple(value.shape) for key, value in network.state_dict().items() if isinstance(value, Tensor)
-    }
+    wanted = {key: value.shape for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     state, change = renamed_to_fit(state, wanted)
-    misshapen = [
-        f"{key} {tuple(state[key].shape)} instead of {shape}"
-        for key, shape in wanted.items()
-        if isinstance(state.get(key), Tensor) and tuple(state[key].shape) != shape
-    ]
-    missing, unexpected = [], []
+    misshapen: list[str] = []
     why = ""
     try:
-        # Names are not compared here: layers may rename or add what older versions of them have saved.
+        # Names are not compared here: layers may rename entries of their older versions.
         missing, unexpected = network.load_state_dict(state, strict=False)
-        misshapen = []
     except RuntimeError as error:
         missing = [key for key in wanted if key not in state]
         unexpected = [key for key in state if key not in wanted]
+        misshapen = [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(shape)}"
+            for key, shape in wanted.items()
+            if isinstance(state.get(key), Tensor) and state[key].shape != shape
+        ]
         why = "" if misshapen else str(error)
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     told = [f"{kind}: {_some(keys)}" for kind, keys in kinds.items() if keys] + [why] * bool(why)
@@ -315,22 +265,18 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:SHOWN]) + more
 
 
-def _quoted(words: Mapping[str, Any]) -> str:
-    return ", ".join(map(repr, words))
-
-
-def class_count(state: StateDict, one: Shapes, other: Shapes, counts: tuple[int, int]) -> int | None:
-    """Return the number of classes that weights are for (None if they have no head).
+def class_count(state: StateDict, shapes: Shapes, built: int) -> int:
+    """Return the number of classes that weights are for.
 
     Args:
         state: Weights by name, without prefixes.
-        one: Shapes of a network of ``counts[0]`` classes by name.
-        other: Shapes of one of ``counts[1]`` classes; the two differ in the head.
-        counts: Two numbers of classes.
+        shapes: Shapes of a network of ``built`` classes by name; those of its head may differ in this number.
+        built: A number of classes, returned if no shape differs.
     """
-    for key in reversed(list(one)):  # the head itself comes after auxiliary ones
-        for place, pair in enumerate(zip(one[key], other.get(key, ()), strict=False)):
-            found = state.get(key)
-            if pair == counts and isinstance(found, Tensor) and found.dim() == len(one[key]):
-                return int(found.shape[place])
-    return None
+    for key in reversed(list(shapes)):  # the head itself comes after auxiliary ones
+        found, shape = state.get(key), shapes[key]
+        if isinstance(found, Tensor) and found.dim() == len(shape):
+            differing = [place for place, size in enumerate(found.shape) if size != shape[place]]
+            if len(differing) == 1 and shape[differing[0]] == built:
+                return int(found.shape[differing[0]])
+    return built

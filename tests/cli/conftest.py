@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from pictures import COLOURS, NETWORK, picture, pictures
+from helpers import COLOURS, NETWORK, picture, pictures
 
 
 def fill(folder):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import call_here
+from helpers import call
 
 pytest.importorskip("jinja2", reason="needs the extra plots")
 
@@ -23,7 +23,7 @@ LABELS = ["MSP", "EBO", "SCALE", "LTS", "BFAct", "OptFS", "AdaSCALE-A", "AdaSCAL
 def test_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "train", functools.partial(demo.train, epochs=1))
     monkeypatch.setattr(demo, "run", functools.partial(demo.run, epochs=1))
-    done = call_here("demo", "--output", tmp_path, "--quiet")
+    done = call("demo", "--output", tmp_path, "--quiet")
     assert done.stderr == ""
     for label in LABELS:
         assert label in done.stdout
@@ -49,6 +49,9 @@ def test_benchmark_holds_the_images_of_the_demo():
 
 
 def test_default_device_does_not_matter(monkeypatch, tmp_path):
-    monkeypatch.setattr(demo, "_run", lambda *args: torch.empty(0).device.type)
-    with torch.device("meta"):
-        assert demo.run(tmp_path) == "cpu"
+    def train(*args, **settings):
+        raise RuntimeError(torch.empty(0).device.type)
+
+    monkeypatch.setattr(demo, "train", train)
+    with torch.device("meta"), pytest.raises(RuntimeError, match="cpu"):
+        demo.run(tmp_path)

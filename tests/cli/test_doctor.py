@@ -22,7 +22,7 @@ def without_openood(monkeypatch):
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
 
 
-def test_a_line_for_each_thing(without_openood, monkeypatch, capsys):
+def test_doctor_prints_versions_devices_and_settings(without_openood, monkeypatch, capsys):
     monkeypatch.delenv("OPENOOD_ADASCALE_CACHE_DIR", raising=False)
     monkeypatch.setenv("OPENOOD_ADASCALE_DISABLE", "memory")
     assert main(["doctor"]) == 0
@@ -38,7 +38,7 @@ def test_a_line_for_each_thing(without_openood, monkeypatch, capsys):
     assert told["cache"].startswith("none")
 
 
-def test_what_does_not_work_is_the_exit_status(without_openood, monkeypatch, tmp_path, capsys):
+def test_unusable_cache_is_the_exit_status(without_openood, monkeypatch, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     monkeypatch.setenv("OPENOOD_ADASCALE_CACHE_DIR", str(tmp_path))
     assert main(["doctor"]) == 1
@@ -73,7 +73,7 @@ def test_openood_that_cannot_be_imported_is_the_exit_status(tmp_path):
 
 
 @pytest.mark.parametrize("by", ["folder", "variable"])
-def test_checkout_is_found_as_its_scripts_find_it(tmp_path, by):
+def test_checkout_is_found_in_the_folder_or_by_openood_root(tmp_path, by):
     checkout(tmp_path, "postprocessors = {}")
     code = (
         "import sys; from openood_adascale.cli import main; before = [*sys.path]; status = main(['doctor'])"

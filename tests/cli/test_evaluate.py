@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from pictures import COLOURS, call
+from helpers import COLOURS, call
 from sklearn.metrics import roc_auc_score
 
 pytest.importorskip("openood_adascale.report.run")
@@ -32,19 +32,8 @@ def images_of(folders, output="out"):
 
 
 def test_all_methods_with_a_search_and_again(folders):
-    more = [
-        "--val",
-        "val",
-        "--ood-val",
-        "oodval",
-        "--labels",
-        "folders",
-        "--cache-dir",
-        "cache",
-        "--cache-tag",
-        "1",
-    ]
-    done = evaluate(folders, *more)
+    more = ["--val", "val", "--ood-val", "oodval", "--labels", "folders"]
+    done = evaluate(folders, *more, "--cache-dir", "cache", "--cache-tag", "1")
     assert "id: 30 images" in done.stdout
     names = {path.stem for path in (folders / "out/ood").glob("*.csv")}
     assert names == {"msp", "ebo", "scale", "lts", "bfact", "optfs", "adascale", "adascale_logit"}
@@ -144,21 +133,43 @@ def test_near_or_far_sets_alone(folders, side, other):
     assert list(table_of(folders).index) == ["one", f"{side}ood"]
 
 
+def test_command_line_has_precedence_over_the_config(folders):
+    (folders / "run.yml").write_text(
+        "network: net.py:network\nid: id\nfar: [f=far]\nmethods: [msp, ebo]\nworkers: 0\nsearch: true"
+    )
+    done = call(
+        "evaluate", "--config", "run.yml", "-o", "out", "-q", "--no-search", "--far", "g=near", cwd=folders
+    )
+    assert "workers" not in done.stderr
+    assert list(table_of(folders).index) == ["g", "farood"]
+    kept = yaml.safe_load((folders / "out/evaluate.yml").read_text())
+    assert (kept["workers"], kept["search"], kept["far"], kept["methods"]) == (
+        0,
+        False,
+        {"g": "near"},
+        "msp,ebo",
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (b"id: 5", "id: 5 is not allowed; expected a text"), (b"id: [a]", "id: ['a'] is not allowed"),
-        (b"near: 5", "near: 5 is not allowed; expected a section of NAME: DIR"), (b"methods: 5", "methods: 5 is not"),
-        (b"search: maybe", "search: 'maybe' is not allowed; expected true or false"), (b"workers: a", "workers: 'a' is not"),
-        (b"workers: true", "workers: True is not"), (b"id: 2001-99-99", "a YAML file that can be read"), (b"\xff", "a YAML"),
-        (b"weights:", "missing required options: --network, --id, --near or --far"), (None, "a file that can be read"),
-        (b"nonsense: 1", "nonsense: 1 is not allowed; expected an option: "), (b"- a", "a YAML file of options by name"),
+        (b"near: 5", "near: 5 is not allowed; expected a section of NAME: DIR"),
+        (b"search: maybe", "search"),
+        (b"workers: a", "--workers: invalid int value: 'a'"),
+        (b"workers: true", "--workers: expected one argument"),
+        (b"id: 2001-99-99", "a YAML file that can be read"),
+        (b"\xff", "a YAML"),
+        (b"weights:", "missing required options: --network, --id, --near or --far"),
+        (None, "a file that can be read"),
+        (b"nonsense: 1", "nonsense: 1 is not allowed; expected an option: "),
+        (b"ray: local", "ray: 'local' is not allowed; expected an option: "),
+        (b"- a", "a YAML file of options by name"),
     ],
-)  # fmt: skip
+)
 def test_config_that_cannot_be_used_is_named(tmp_path, text, told):
     if text is not None:
         (tmp_path / "a.yml").write_bytes(text)
     done = call("evaluate", "--config", tmp_path / "a.yml", "-o", tmp_path / "out", check=False)
-    assert done.returncode == 2
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
     assert told in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1

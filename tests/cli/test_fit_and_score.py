@@ -12,30 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pictures import COLOURS, call
+from helpers import COLOURS, call
 
 from openood_adascale import AdaSCALE, load_network
-from openood_adascale.data.files import find_images
-from openood_adascale.evaluation import scoring
+from openood_adascale.data import files
 
 NETWORK = ["--network", "net.py:network"]
 
 
 def fit(folders, *more, network="net.py:network", check=True):
-    arguments = [
-        "fit",
-        "--network",
-        network,
-        "--val",
-        "val",
-        "-o",
-        "d.safetensors",
-        "--workers",
-        "0",
-        "-q",
-        *more,
-    ]
-    return call(*arguments, cwd=folders, check=check)
+    arguments = ["--network", network, "--val", "val", "-o", "d.safetensors", "--workers", "0", "-q"]
+    return call("fit", *arguments, *more, cwd=folders, check=check)
 
 
 def score(folders, *more, check=True):
@@ -58,7 +45,7 @@ def test_scores_are_those_of_the_detector(folders):
     loaded = load_network(f"{folders / 'net.py'}:network")
     detector = AdaSCALE.load(folders / "d.safetensors", loaded.network)
     images = torch.stack(
-        [image for image, _ in find_images(folders / "near").with_transform(loaded.transform)]
+        [image for image, _ in files.find_images(folders / "near").with_transform(loaded.transform)]
     )
     predictions, scores = detector.predict(images)
     np.testing.assert_allclose([float(row["score"]) for row in found[:20]], scores, rtol=1e-6)
@@ -182,27 +169,22 @@ def test_interrupted_run_goes_on(folders, monkeypatch):
     fit(folders)
     arguments = ["near", "far", *NETWORK, "--batch-size", "4", "-o", "scores.csv"]
     score(folders, *arguments)
-    want = (folders / "scores.csv").read_bytes()
-    add, runs = scoring._Journal.add, []
+    want, read, seen = (folders / "scores.csv").read_bytes(), files.read_image, []
 
-    def interrupt(journal, row):
-        if len(runs) == 9:
+    def interrupt(path):
+        if path == "near/picture 009.png":
             raise KeyboardInterrupt
-        runs.append(row["path"])
-        add(journal, row)
+        return read(path)
 
-    monkeypatch.setattr(scoring._Journal, "add", interrupt)
+    monkeypatch.setattr(files, "read_image", interrupt)
     done = score(folders, *arguments, check=False)
     assert (done.returncode, "goes on from scores.csv.partial" in done.stderr) == (130, True)
     with (folders / "scores.csv.partial").open("a") as file:
         file.write('{"path": "torn')
-    runs.clear()
-    monkeypatch.setattr(
-        scoring._Journal, "add", lambda journal, row: (runs.append(row["path"]), add(journal, row))
-    )
+    monkeypatch.setattr(files, "read_image", lambda path: seen.append(path) or read(path))
     done = score(folders, *arguments)
-    assert "9 of 40 are scored already" in done.stderr
-    assert len(runs) == 31
+    assert "8 of 40 are scored already" in done.stderr  # two batches
+    assert len(seen) == 32
     assert (folders / "scores.csv").read_bytes() == want
     assert "of 40 images are OOD" in done.stderr
     assert not (folders / "scores.csv.partial").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import TinyNet, make_images, make_loader
+from networks import TinyNet, make_images, make_loader
 
 from openood_adascale.evaluation.benchmark import Benchmark
 

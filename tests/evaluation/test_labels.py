@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from pictures import COLOURS, picture
-from tiny import make_images, make_loader
+from helpers import COLOURS, picture
+from networks import make_images, make_loader
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
@@ -14,7 +14,7 @@ from openood_adascale import LTS, MSP, SCALE, AdaSCALE, Benchmark, evaluate
 from openood_adascale.data.files import find_images
 from openood_adascale.errors import NotFiniteError, SettingError
 from openood_adascale.evaluation.accuracy import accuracy
-from openood_adascale.features.border import UnsupportedNetworkError
+from openood_adascale.features.network import UnsupportedNetworkError
 from openood_adascale.metrics import ood_metrics
 
 datasets = pytest.importorskip("torchvision.datasets")

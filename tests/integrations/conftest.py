@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pytorch_ood_benchmark import benchmark_of, train
-from pytorch_ood_networks import Net, known_and_unknown
-from tiny import make_images
+from helpers import benchmark_of, train
+from networks import Net, known_and_unknown, make_images
 from torch import Tensor
 from torch.utils.data import DataLoader
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pytorch_ood_benchmark import IMAGES, assert_same_scores, scores_by_itself
-from pytorch_ood_networks import Net, images_seen
+from helpers import IMAGES, assert_same_scores, scores_by_itself
+from networks import HEAD, Net, images_seen
 from sklearn.metrics import roc_auc_score
-from tiny import HEAD
 from torch.nn.utils import parametrizations
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
@@ -102,6 +101,26 @@ def test_features_give_the_detector_s_own_scores(network, data, name, tmp_path):
         # Without a cache the scores are the same.
         found = evaluate(adapted, data, progress=False, cache_dir=False)
         assert_same_scores(found.scores, want, rtol=2e-4)
+
+
+@pytest.mark.parametrize("first", ["GEN", "LTS"])
+def test_methods_share_passes_without_a_cache(network, data, first, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    methods = {
+        "GEN": adapt(theirs.GEN(network), network),
+        "KNN": adapt(theirs.KNN(penultimate_encoder(network), k=20), network),
+        "LTS": openood_adascale.LTS(network),
+    }
+    methods = {name: methods[name] for name in sorted(methods, key=lambda name: name != first)}
+    if first == "GEN":
+        del methods["LTS"]
+    want = {name: evaluate(method, data, progress=False).scores for name, method in methods.items()}
+    results = {}
+    seen = images_seen(lambda: results.update(evaluate(methods, data, progress=False, cache_dir=False)))
+    assert TOTAL - IMAGES["train"] <= seen <= TOTAL + 3 * HEAD
+    for name in methods:
+        assert_same_scores(results[name].scores, want[name], rtol=1e-6)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ON_IMAGES)

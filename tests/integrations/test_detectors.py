@@ -11,8 +11,7 @@ import weakref
 
 import pytest
 import torch
-from pytorch_ood_networks import Net, images_seen, known_and_unknown
-from tiny import HEAD, TinyNet, make_images, make_loader
+from networks import HEAD, Net, TinyNet, images_seen, known_and_unknown, make_images, make_loader
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -23,8 +22,8 @@ from pytorch_ood.api import FeaturesDetector, ModelNotSetException, RequiresFitt
 from pytorch_ood.utils import extract_features
 
 from openood_adascale.detectors.base import Detector
-from openood_adascale.detectors.lts import LTSSettings
 from openood_adascale.detectors.registry import METHODS, Method
+from openood_adascale.detectors.scale import LTSSettings
 from openood_adascale.errors import NotFiniteError, SettingError
 from openood_adascale.integrations import pytorch_ood as integration
 
@@ -169,17 +168,23 @@ def test_signatures_and_search_spaces_are_those_of_the_methods(network):
     assert "larger is more OOD" in integration.LTS.__doc__
 
 
-def test_percentile_that_looks_like_a_fraction_warns(network):
-    with pytest.warns(UserWarning, match=r"percentile: 0\.85 is in percent here"):
-        integration.SCALE(network, percentile=0.85)
-    with pytest.warns(UserWarning, match="in percent here"):
-        integration.AdaSCALE(network, percentile=(0.8, 0.85))
+def test_percentile_that_looks_like_a_fraction_warns_once(network):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         detector = integration.SCALE(network)
         integration.OptFS(network)
-    with pytest.warns(UserWarning, match="in percent here"):
+
+    def assign():
         detector.percentile = 0.9
+
+    for call in (
+        lambda: integration.SCALE(network, percentile=0.85),
+        lambda: integration.AdaSCALE(network, percentile=(0.8, 0.85)),
+        assign,
+    ):
+        with pytest.warns(UserWarning, match="percentiles are in percent here") as said:
+            call()
+        assert len(said) == 1
 
 
 @every_class

@@ -1,4 +1,4 @@
-"""What is done to images: the libraries' own, changed, and one's own."""
+"""Transforms: the libraries' own, changed, and functions of the user."""
 
 import sys
 
@@ -24,7 +24,7 @@ def found(chosen, spec=OWN, own=None, network=None):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_h_14", "efficientnet_b3", "inception_v3"])
-def test_torchvisions(name):
+def test_torchvision_transform_is_that_of_the_weights(name):
     transform, description = found(f"torchvision:{name}")
     weights = torchvision.models.get_model_weights(name).DEFAULT
     torch.testing.assert_close(transform(IMAGE), weights.transforms()(IMAGE))
@@ -35,7 +35,7 @@ def test_torchvisions(name):
 @pytest.mark.parametrize(
     "name", ["resnet50.a1_in1k", "test_vit", "tf_efficientnet_lite0", "beitv2_base_patch16_224"]
 )
-def test_timms(name):
+def test_timm_transform_is_that_of_the_weights(name):
     transform, description = found(f"timm:{name}")
     config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
     torch.testing.assert_close(transform(IMAGE), timm.data.create_transform(**config)(IMAGE))
@@ -44,7 +44,7 @@ def test_timms(name):
 
 
 @pytest.mark.parametrize("spec", ["torchvision:resnet18", "timm:test_resnet", OWN])
-def test_what_is_written_is_what_can_be_given(spec):
+def test_description_can_be_given_as_transform(spec):
     text = "size=96,resize=120,mean=0.5/0.4/0.3,std=0.2/0.3/0.4,interpolation=bicubic"
     network = timm.create_model("test_resnet") if spec.startswith("timm") else None
     transform, description = found(text, spec, network=network)
@@ -58,7 +58,7 @@ def test_what_is_written_is_what_can_be_given(spec):
     torch.testing.assert_close(transform(IMAGE), expected(IMAGE))
 
 
-def test_what_is_not_changed_stays():
+def test_settings_that_are_not_given_stay():
     transform, description = found("mean=0.5", "torchvision:resnet18")
     assert description.startswith(
         "size=224,resize=256,mean=0.5/0.5/0.5,std=0.229/0.224/0.225,interpolation=bilinear"
@@ -72,7 +72,7 @@ def test_what_is_not_changed_stays():
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(8, 400), st.integers(0, 100), st.sampled_from(INTERPOLATIONS))
-def test_sizes_are_kept_by_timms_arithmetic(size, more, interpolation):
+def test_timm_keeps_size_and_resize(size, more, interpolation):
     text = f"size={size},resize={size + more},interpolation={interpolation}"
     transform, description = found(text, "timm:test_resnet", network=timm.create_model("test_resnet"))
     assert description.startswith(f"size={size},resize={size + more},")
@@ -104,13 +104,13 @@ def test_sizes_are_kept_by_timms_arithmetic(size, more, interpolation):
         (3, "transform: 3"),
     ],
 )
-def test_what_cannot_be_one(text, match):
+def test_invalid_transform_is_named(text, match):
     for spec in ("torchvision:resnet18", "timm:resnet50"):
         with pytest.raises(SettingError, match=match):
             found(text, spec)
 
 
-def test_an_own_network_needs_all_that_matters():
+def test_network_without_transform_needs_size_mean_and_std():
     with pytest.raises(SettingError, match=r"transform: 'size=8'.*mean and std, too"):
         found("size=8")
     with pytest.raises(
@@ -123,7 +123,7 @@ def as_bytes(image):
     return torch.zeros(3, 4, 4, dtype=torch.uint8)
 
 
-def test_ones_own(tmp_path, monkeypatch):
+def test_own_transform_is_described_and_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     path = tmp_path / "my_transform.py"
     path.write_text(
@@ -147,7 +147,7 @@ def test_ones_own(tmp_path, monkeypatch):
     assert found(None, own=steps)[1].startswith("Compose(Resize(size=(5, 6)")
 
 
-def test_trying_it_draws_no_random_numbers():
+def test_loading_a_transform_draws_no_random_numbers():
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     found(lambda image: torch.rand(3, 4, 4))

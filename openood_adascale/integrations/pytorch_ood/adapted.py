@@ -15,7 +15,7 @@ from ...evaluation.benchmark import Benchmark
 from ...features.collect import NO_IMAGES, iterate_statistics
 from ...features.extractor import FLOAT32
 from ...features.loading import progress_over, unpack
-from ...features.modes import device_of, original, unwrap
+from ...features.network import device_of, original, unwrap
 from ...features.statistics import FeatureRequest
 from .detector import NO_ID
 from .features import Encoder, extractor_of
@@ -37,12 +37,12 @@ def adapt(
     search: bool = False,
     on_images: bool = False,
 ) -> Adapted:
-    """Return a detector of pytorch-ood as a method of :func:`~openood_adascale.evaluation.evaluate.evaluate`.
+    """Return a detector of pytorch-ood as a method of :func:`~openood_adascale.evaluate`.
 
-    Its scores are the negatives of the detector's: larger is more in-distribution. pytorch-ood's own detectors get logits or
-    penultimate activations, from the feature cache in use if there is one: a ``LogitsDetector`` if its ``model`` is
-    ``network`` or None, a ``FeaturesDetector`` if its ``encoder`` is :func:`~.features.penultimate_encoder` of ``network``
-    or None. All other detectors, subclasses defined elsewhere included, are fitted and run on the images.
+    Its scores are the negatives of the detector's: larger is more in-distribution. A ``LogitsDetector`` of pytorch-ood gets
+    logits if its ``model`` is ``network`` or None. A ``FeaturesDetector`` gets penultimate activations if its ``encoder`` is
+    None or ``penultimate_encoder(network)``. Both come from the feature cache in use, if there is one. All other detectors,
+    subclasses defined elsewhere included, are fitted and run on the images.
 
     >>> from openood_adascale.integrations.pytorch_ood import penultimate_encoder
     >>> from pytorch_ood.detector import Entropy, ViM
@@ -86,7 +86,11 @@ class Adapted:
         self._extractor = extractor_of(network)
         self._fit_loader: Iterable[Any] | None = None  # None if it is not to be fitted
         self._stale = False
-        self._kept: dict[int, list[_Batch]] | None = None  # features of the loaders during a search
+
+    @property
+    def from_features(self) -> bool:
+        """True if the detector takes features, False if it runs on the images."""
+        return self.source != "images"
 
     def check(self, benchmark: Benchmark) -> None:
         """Raise a ValueError if the images to fit on are missing."""
@@ -116,12 +120,9 @@ class Adapted:
         """Set the hyperparameters in the order of :attr:`args_dict`; the detector is fitted before it scores again."""
         self.detector.set_hyperparameters(**dict(zip(self.args_dict, hyperparam, strict=True)))
         self._stale = self._fit_loader is not None
-        self._kept = self._kept or {}
 
     def get_hyperparam(self) -> list[Any]:
-        """End a search, and return the hyperparameters in the order of :attr:`args_dict`."""
-        self._fit()
-        self._kept = None
+        """Return the hyperparameters in the order of :attr:`args_dict`."""
         found = self.detector.get_hyperparameters()
         return [found[name] for name in self.args_dict]
 
@@ -142,23 +143,15 @@ class Adapted:
             fit(torch.cat(values), torch.cat(labels))
         self._stale = False
 
-    def _batches(self, loader: Iterable[Any], progress: bool | None, text: str) -> Iterable[_Batch]:
-        if self._kept is None or self.source == "images":
-            return self._read(loader, progress, text)
-        if id(loader) not in self._kept:
-            self._kept[id(loader)] = list(self._read(loader, progress, text))
-        return self._kept[id(loader)]
-
-    def _read(self, loader: Iterable[Any], progress: bool | None, text: str) -> Iterator[_Batch]:
+    def _batches(self, loader: Iterable[Any], progress: bool | None, text: str) -> Iterator[_Batch]:
         if self.source == "images":
             for images, labels in map(unpack, progress_over(loader, progress, text)):
                 if len(images):
                     yield images, np.full(len(labels), -1), labels
             return
         request = FeatureRequest(activations=self.source == "activation")
-        for statistics, labels in iterate_statistics(
-            self._extractor, loader, request, FLOAT32, progress, text
-        ):
+        batches = iterate_statistics(self._extractor, loader, request, FLOAT32, progress, text)
+        for statistics, labels in batches:
             yield getattr(statistics, self.source), statistics.prediction.cpu().numpy(), labels
 
     def _scores(self, values: Tensor) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,9 +27,9 @@ NO_ID = "loader: none of its images is ID; expected batches (images, labels) wit
 class MethodDetector(FeaturesDetector):
     """Base of the detectors: a method of this package with pytorch-ood's interface, sign and labels.
 
-    Scores are the negatives of this package's: larger is more OOD. Images with labels below 0 are left out of :meth:`fit`.
+    Scores are the negatives of this package's: larger is more OOD. Images with labels below 0 are left out of ``fit``.
     Settings are attributes, too, in this package's units (percentiles in percent). The network is run in eval mode on its
-    own device, which :meth:`to` changes, and left as it was found. Errors are those of the method, and pytorch-ood's
+    own device, which ``to`` changes, and left as it was found. Errors are those of the method, and pytorch-ood's
     ``ModelNotSetException`` and ``RequiresFittingException``.
 
     >>> from openood_adascale.integrations.pytorch_ood import AdaSCALE
@@ -53,7 +52,6 @@ class MethodDetector(FeaturesDetector):
         )
         self._encoder: Encoder | None = None
         self.model = model
-        self._warn_of_fraction()
 
     @property
     def model(self) -> nn.Module | None:
@@ -81,7 +79,7 @@ class MethodDetector(FeaturesDetector):
 
     @property
     def encoder(self) -> Encoder | None:
-        """Encoder of images to features that serve all of :attr:`hyperparameter_space` (None without a model)."""
+        """Encoder of images to features that serve all of ``hyperparameter_space`` (None without a model)."""
         if self._model is None:
             return None
         space = self.hyperparameter_space
@@ -94,7 +92,6 @@ class MethodDetector(FeaturesDetector):
         """Set any of the method's settings by name; those that fitting depends on un-fit the detector."""
         present = self.settings
         self._core.settings = present.from_mapping(kwargs, type(self).__name__, **present.as_dict())
-        self._warn_of_fraction()
         return self
 
     def fit(self, data_loader: Iterable[Any]) -> Self:
@@ -157,16 +154,6 @@ class MethodDetector(FeaturesDetector):
         except NotFittedError as error:
             raise RequiresFittingException(str(error)) from error
         return core
-
-    def _warn_of_fraction(self) -> None:
-        given = getattr(self.settings, "percentile", None)
-        if given is not None and (max(given) if isinstance(given, tuple) else given) <= 1:
-            warnings.warn(
-                f"percentile: {given!r} is in percent here, as in this package and OpenOOD; pytorch-ood's own detectors "
-                "take a fraction",
-                UserWarning,
-                stacklevel=3,
-            )
 
     def __repr__(self) -> str:
         return repr(self._core).replace(type(self._core).__name__, type(self).__name__, 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import NotFiniteError
 from ...features.extractor import FLOAT32, FeatureExtractor, InferenceSettings
 from ...features.head import LinearHead
-from ...features.statistics import FeatureRequest, FeatureStatistics, Perturbation
+from ...features.statistics import FeatureRequest, Features, FeatureStatistics, Perturbation
 
 ROWS = 4096
 """Rows that are scored at a time, so that features of many images need little more memory."""
@@ -55,6 +55,9 @@ def penultimate_encoder(network: nn.Module) -> Encoder:
 
     >>> from pytorch_ood.detector import KNN
     >>> knn = KNN(penultimate_encoder(network), k=5).fit(train_loader)
+
+    Args:
+        network: Classifier that ends in a linear layer.
     """
     return encoder_of(extractor_of(network), (), FLOAT32)
 
@@ -124,7 +127,9 @@ def _statistics(features: Tensor, head: LinearHead, request: FeatureRequest) -> 
             )
         perturbed[perturbation] = found[0]
     logits = nn.functional.linear(activation, head.weight.to(dtype), head.bias.to(dtype))
-    return FeatureStatistics.from_features(logits, logits.argmax(1), activation, perturbed, head, request)
+    return FeatureStatistics.from_features(
+        Features(logits, logits.argmax(1), activation, perturbed, head), request
+    )
 
 
 def _marker(value: Any) -> float:
