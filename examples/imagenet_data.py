@@ -1,7 +1,7 @@
-"""Which images of six public repositories are known and which are not: ``python examples/imagenet_data.py DATA``.
+"""Write lists of ID and OOD images from six public repositories: ``python examples/imagenet_data.py DATA``.
 
-DATA is the folder that they were cloned into. Beside them it gets image lists, the classes' names and ``imagenet.yml`` for
-``openood-adascale evaluate --config``. Nothing is drawn at random. OOD sets that were not cloned are left out.
+DATA is the folder that they were cloned into. It gets image lists, the names of the classes and ``imagenet.yml`` for
+``openood-adascale evaluate --config``. No choice is random. OOD sets that were not cloned are left out.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 ENDS = (".jpg", ".jpeg", ".png")
-KNOWN = "imagenet-sample-images"
+ID = "imagenet-sample-images"
 TEXTURES = "DeepTexture/images"
 FLOWERS = "Machine-Learning-Class/lab3/flowers/test"
 SCENES = "spatial-pyramid-matching-scene-recognition/data/test"
@@ -54,25 +54,25 @@ SETS = {
 
 
 def images_in(folder):
-    """Names of the images in a folder, sorted."""
+    """Return the names of the images in a folder, sorted."""
     return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in ENDS)
 
 
-def known_images(data):
-    """Validation and test images, as (path, class), and the classes' names.
+def id_images(data):
+    """Return validation and test images, as (path, class), and the names of the classes.
 
     One image of each class, named as n01440764_tench.JPEG: sorted, the files are the classes' order. Of ten, three are for
     validation.
     """
-    names = images_in(data / KNOWN)
-    listed = [(f"{KNOWN}/{name}", number) for number, name in enumerate(names)]
+    names = images_in(data / ID)
+    listed = [(f"{ID}/{name}", number) for number, name in enumerate(names)]
     validation = [one for one in listed if one[1] % 10 in (0, 3, 6)]
     classes = [Path(name).stem.partition("_")[2].replace("_", " ") for name in names]
     return validation, [one for one in listed if one[1] % 10 not in (0, 3, 6)], classes
 
 
-def unknown_images(data, where, folders, count):
-    """``count`` images of each folder, evenly spaced over the sorted files (all, where there are fewer), as (path, −1)."""
+def ood_images(data, where, folders, count):
+    """Return ``count`` images of each folder, evenly spaced over the sorted files (or all), as (path, −1)."""
     found = []
     for folder in folders:
         place = Path(where) / folder
@@ -83,24 +83,20 @@ def unknown_images(data, where, folders, count):
 
 
 def write_list(file, listed):
-    """OpenOOD's image list: a path and a class a line, paths beginning at the list's folder."""
+    """Write an image list as OpenOOD's: a path, relative to the list's folder, and a class in each line."""
     file.write_text("".join(f"{path} {label}\n" for path, label in listed), encoding="utf-8")
     print(f"{file}: {len(listed)} images")
     return file.as_posix()
 
 
 def write(data):
-    """Lists, classes and options for ``evaluate``.
-
-    Returns:
-        The yml.
-    """
-    validation, test, classes = known_images(data)
+    """Write lists, classes and options for ``evaluate``, and return the YAML file of the options."""
+    validation, test, classes = id_images(data)
     (data / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
     options = {
-        "id": write_list(data / "known.txt", test),
-        "val": write_list(data / "known_val.txt", validation),
-        "ood_val": write_list(data / "textures_val.txt", unknown_images(data, TEXTURES, VALIDATION, 60)),
+        "id": write_list(data / "id.txt", test),
+        "val": write_list(data / "id_val.txt", validation),
+        "ood_val": write_list(data / "textures_val.txt", ood_images(data, TEXTURES, VALIDATION, 60)),
         "classes": (data / "classes.txt").as_posix(),
         "cache_dir": (data / "features").as_posix(),
         "batch_size": 16,  # the command's 64 take 9 to 13 GB for the gradient
@@ -108,7 +104,7 @@ def write(data):
     for split, sets in SETS.items():
         there = {name: chosen for name, chosen in sets.items() if (data / chosen[0]).is_dir()}
         options[split] = {
-            name: write_list(data / f"{name}.txt", unknown_images(data, *chosen))
+            name: write_list(data / f"{name}.txt", ood_images(data, *chosen))
             for name, chosen in there.items()
         }
         for name in sets.keys() - there.keys():
@@ -122,11 +118,11 @@ def write(data):
 
 
 def main(words=None):
-    """Run from the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="DATA")
     data = parser.parse_args(words).data
-    for needed in (KNOWN, TEXTURES):
+    for needed in (ID, TEXTURES):
         if not (data / needed).is_dir():
             sys.exit(f"{data / needed}: there is none; clone it into {data} (README.md says from where)")
     write(data)

@@ -1,7 +1,7 @@
-"""AdaSCALE's k1, k2, λ and percentiles searched together: ``python examples/search_all.py DATA NETWORK [--out DIR]``.
+"""Search AdaSCALE's k1, k2, λ and percentiles together: ``python examples/search_all.py DATA NETWORK [--out DIR]``.
 
-DATA as ``imagenet_data.py`` has made it, NETWORK as for ``openood-adascale evaluate``. What that has stored is not run
-again: 864 candidates are arithmetic.
+DATA is as ``imagenet_data.py`` has made it, NETWORK as for ``openood-adascale evaluate``. Features that ``evaluate`` has
+cached are used: the 864 candidates need no forward pass.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SWEEP = {
 
 
 def benchmark_of(options, reading):
-    """The loaders of an ``imagenet.yml``."""
+    """Return the loaders of an ``imagenet.yml``."""
     near, far = (
         {name: reading.loader(name, reading.files(name, where)) for name, where in options[split].items()}
         for split in ("near", "far")
@@ -32,16 +32,12 @@ def benchmark_of(options, reading):
     files = {name: reading.files(name, options[name]) for name in ("id", "val", "ood_val")}
     # As the command does, so that its cached features are found.
     files["id"] = with_classes(files["id"], reading.class_count(files["id"]), reading.loaded.classes)
-    known, val, ood_val = (reading.loader(name, found) for name, found in files.items())
-    return Benchmark(known, near, far, val=val, ood_val=ood_val)
+    test, val, ood_val = (reading.loader(name, found) for name, found in files.items())
+    return Benchmark(test, near, far, val=val, ood_val=ood_val)
 
 
 def main(words=None):
-    """Run from the command line.
-
-    Returns:
-        A table: variant and what is searched, what was found, and FPR@95 and AUROC of each OOD set.
-    """
+    """Run the command line and return a table of the settings found, with FPR@95 and AUROC of each OOD set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("network", metavar="NETWORK")

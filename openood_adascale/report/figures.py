@@ -16,9 +16,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle, StepPatch
 
-from ..metrics import auroc, roc
+from ..metrics import roc
 from .names import shortened
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -80,7 +81,7 @@ def inline(svg: str) -> str:
 
 
 def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1))
 
 
 def _name(name: str) -> str:
@@ -88,52 +89,43 @@ def _name(name: str) -> str:
 
 
 @_drawn
-def methods(
-    mean: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame, tints: Sequence[str], published: Sequence[bool]
-) -> Figure:
+def methods(panels: Mapping[str, np.ndarray], tints: Mapping[str, str], published: Sequence[bool]) -> Figure:
     """Draw all methods side by side, with intervals.
 
     Args:
-        mean: Percent; rows are methods, columns (side, metric) such as ``("near", "AUROC")``; NaN if unknown.
-        low: Lower ends of the intervals.
-        high: Upper ends.
-        tints: Colour of each method.
+        panels: By title, (M, 3): mean and the ends of its interval in percent, NaN if unknown.
+        tints: Colour by label, in the order of the M methods.
         published: True for each method that was not run; drawn hollow.
     """
-    columns: list[Any] = [column for column in mean.columns if mean[column].notna().any()]
-    figure = _figure(2.2 + 2.0 * len(columns), 0.95 + 0.27 * len(mean))
-    axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    rows = np.arange(len(mean))
-    for axis, column in zip(axes, columns, strict=True):
-        side, metric = column
-        values = mean[column].to_numpy()
-        errors = np.stack([values - low[column], high[column] - values])
-        axis.set_title(
-            f"{side.capitalize()}-OOD {metric} {'↓' if metric == 'FPR@95' else '↑'}", fontsize=9.5, loc="left"
-        )
+    panels = {title: values for title, values in panels.items() if not np.isnan(values[:, 0]).all()}
+    figure = _figure(2.2 + 2.0 * len(panels), 0.95 + 0.27 * len(tints))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    rows, colours = np.arange(len(tints)), list(tints.values())
+    inks = [MUTED if hollow else INK for hollow in published]
+    faces = [PAPER if hollow else colour for colour, hollow in zip(colours, published, strict=True)]
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        mean = values[:, 0]
+        low, high = np.where(np.isnan(values[:, 1:]), mean[:, None], values[:, 1:]).T
+        axis.set_title(title, fontsize=9.5, loc="left")
         axis.hlines(rows, 0, 1, transform=axis.get_yaxis_transform(), color=LINE, lw=0.8)
-        axis.errorbar(
-            values, rows, xerr=np.nan_to_num(errors).clip(0), fmt="none", ecolor=OTHER, elinewidth=1.6
-        )
-        faces = [PAPER if hollow else tint for tint, hollow in zip(tints, published, strict=True)]
-        axis.scatter(values, rows, s=38, c=faces, edgecolors=tints, zorder=3)
+        axis.hlines(rows, low, high, color=OTHER, lw=1.6)
+        axis.scatter(mean, rows, s=38, c=faces, edgecolors=colours, zorder=3)
         # All values in one column at the right are easy to read, and never over a dot.
-        for row, value in enumerate(values):
-            if not np.isnan(value):
-                axis.text(
-                    1.03, row, f"{value:.1f}", transform=axis.get_yaxis_transform(), va="center", fontsize=8.5,
-                    color=MUTED if published[row] else INK, style="italic" if published[row] else "normal",
-                )  # fmt: skip
-        ends = [np.nanmin(low[column].fillna(mean[column])), np.nanmax(high[column].fillna(mean[column]))]
-        margin = max(0.08 * (ends[1] - ends[0]), 0.5)
-        axis.set_xlim(ends[0] - margin, ends[1] + margin)
+        for row in rows[~np.isnan(mean)]:
+            axis.text(
+                1.03, row, f"{mean[row]:.1f}", transform=axis.get_yaxis_transform(), va="center", fontsize=8.5,
+                color=inks[row], style="italic" if published[row] else "normal",
+            )  # fmt: skip
+        margin = max(0.08 * (np.nanmax(high) - np.nanmin(low)), 0.5)
+        axis.set_xlim(np.nanmin(low) - margin, np.nanmax(high) + margin)
         axis.tick_params(length=0)
         axis.spines["left"].set_visible(False)
         axis.locator_params(axis="x", nbins=4)
-    labels = axes[0].set_yticks(rows, [_name(str(label)) for label in mean.index], color=INK)
-    for label, hollow in zip(labels, published, strict=True):
-        label.label1.set(style="italic" if hollow else "normal", color=MUTED if hollow else INK)
-    axes[0].set_ylim(len(mean) - 0.4, -0.6)
+    for tick, hollow, ink in zip(
+        axes[0].set_yticks(rows, list(map(_name, tints))), published, inks, strict=True
+    ):
+        tick.label1.set(style="italic" if hollow else "normal", color=ink)
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
     figure.supxlabel("percent", fontsize=8, color=MUTED)
     return figure
 
@@ -145,7 +137,7 @@ def rocs(
     far: Sequence[str],
     tint: Mapping[str, str],
 ) -> Figure:
-    """Draw ROC curves of all methods, a panel per OOD set (four in a row), with a legend ordered by AUROC.
+    """Draw ROC curves of all methods, a panel per OOD set (four in a row).
 
     Args:
         scores: By label and set.
@@ -158,37 +150,37 @@ def rocs(
     # More than a row: the far sets begin one of their own.
     first_far = len(near) if count <= across else across * -(-len(near) // across)
     down = -(-(first_far + len(far)) // across)
-    figure = _figure(2.75 * across, 2.65 * down + 0.3)
+    figure = _figure(2.75 * across, 2.65 * down + 0.6)
     grid = figure.add_gridspec(down, across)
+    lines = {}
     for index, name in [*enumerate(near), *enumerate(far, first_far)]:
         axis = figure.add_subplot(grid[divmod(index, across)])
-        curves = [
-            (auroc(own["id"], own[name]), label, *roc(own["id"], own[name]))
-            for label, own in scores.items()
-            if name in own
-        ]
         axis.axhline(95, color=MUTED, lw=0.8, ls=(0, (3, 2)))
-        for rank, (area, label, fpr, tpr) in enumerate(sorted(curves, key=lambda curve: -curve[0])):
-            some = np.unique(np.linspace(0, len(fpr) - 1, 150).astype(int))
-            grey = tint[label] == OTHER
-            axis.plot(
-                100 * fpr[some], 100 * tpr[some], color=tint[label], lw=0.8 if grey else 1.5,
-                zorder=2 if grey else 4 - rank / 100, label="_" if grey else f"{area:.1f}  {shortened(label, 24)}",
-            )  # fmt: skip
+        for label, own in scores.items():
+            if name in own:
+                fpr, tpr = roc(own["id"], own[name])
+                some = np.unique(np.linspace(0, len(fpr) - 1, 150).astype(int))
+                grey = tint[label] == OTHER
+                style: Any = {"color": tint[label], "lw": 0.8 if grey else 1.5, "zorder": 2 if grey else 3}
+                (line,) = axis.plot(100 * fpr[some], 100 * tpr[some], **style)
+                lines["other methods" if grey else shortened(label, 24)] = line
         axis.set(xlim=(0, 100), ylim=(0, 101), aspect="equal")
         axis.set_xticks([0, 50, 100])
         axis.set_yticks([0, 50, 95])
         axis.set_title(_name(name), fontsize=9.5, loc="left", weight="bold")
-        axis.legend(loc="lower right", fontsize=7, frameon=False, handlelength=1.2, labelspacing=0.25)
-        if index == 0:
-            axis.set_ylabel("OOD images detected (%)")
+    rows = -(-len(lines) // (2 * across + 1))
+    figure.legend(
+        list(lines.values()), list(lines), loc="outside upper left", ncols=-(-len(lines) // rows), fontsize=8, frameon=False,
+        handlelength=1.4, columnspacing=1.6,
+    )  # fmt: skip
     figure.supxlabel("ID images flagged as OOD (%)", fontsize=8, color=MUTED)
+    figure.supylabel("OOD images detected (%)", fontsize=8, color=MUTED)
     return figure
 
 
 def _bins(groups: Sequence[np.ndarray]) -> tuple[np.ndarray, float | None]:
     """Return bin edges, and the linear width of an asinh axis or None for a linear axis."""
-    ends = np.array([np.quantile(values, (0.003, 0.997)) for values in groups])
+    ends = np.array([np.quantile(values, (0.01, 0.99)) for values in groups])
     low, high = ends[:, 0].min(), ends[:, 1].max()
     bins = np.linspace(low, high if high > low else low + 1, 61)
     unit = float(np.quantile(np.abs(np.concatenate(groups)), 0.25))
@@ -215,6 +207,7 @@ def ridges(panels: Sequence[tuple[str, Mapping[str, np.ndarray], float]], near: 
         bins, unit = _bins(list(groups.values()))
         if unit is not None:
             axis.set_xscale("asinh", linear_width=unit)
+            axis.xaxis.set_major_formatter("{x:g}")
         else:
             axis.locator_params(axis="x", nbins=5)
         axis.set_xlim(bins[0], bins[-1])
@@ -247,28 +240,21 @@ def search_map(aurocs: pd.DataFrame) -> Figure:
     values = aurocs.to_numpy(dtype=float)
     figure = _figure(1.2 + 0.52 * values.shape[1], 0.9 + 0.4 * values.shape[0])
     axis = figure.subplots()
-    low, high = np.nanmin(values), np.nanmax(values)
-    shade = matplotlib.colormaps["cividis"]
+    axis.pcolormesh(np.ma.masked_invalid(values), cmap="cividis", snap=True)
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
     best = np.unravel_index(np.nanargmax(values), values.shape)
     for row, column in np.argwhere(~np.isnan(values)):
-        value, is_best = values[row, column], (row, column) == best
-        level = (value - low) / (high - low) if high > low else 1.0
-        ink = "#ffffff" if level < 0.5 else "#000000"
-        axis.add_patch(
-            Rectangle((column - 0.5, row - 0.5), 1, 1, color=matplotlib.colors.to_hex(shade(level)), lw=0)
-        )
+        ink = "#ffffff" if values[row, column] <= middle else "#000000"
+        is_best = (row, column) == best
         axis.text(
-            column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=ink,
+            column + 0.5, row + 0.5, f"{values[row, column]:.1f}", ha="center", va="center", fontsize=8, color=ink,
             weight="bold" if is_best else "normal",
         )  # fmt: skip
         if is_best or aurocs.index[row] == aurocs.columns[column]:
-            frame = Rectangle((column - 0.44, row - 0.44), 0.88, 0.88, fill=False, ec=ink, ls=":")
-            if is_best:
-                frame.set(ec=FAR, lw=2.4, ls="-", zorder=3)
-            axis.add_patch(frame)
-    axis.set(xlim=(-0.5, values.shape[1] - 0.5), ylim=(-0.5, values.shape[0] - 0.5))
-    axis.set_xticks(range(values.shape[1]), [f"{p:g}" for p in aurocs.columns])
-    axis.set_yticks(range(values.shape[0]), [f"{p:g}" for p in aurocs.index])
+            style: Any = {"ec": FAR, "lw": 2.4, "zorder": 3} if is_best else {"ec": ink, "ls": ":"}
+            axis.add_patch(Rectangle((column + 0.06, row + 0.06), 0.88, 0.88, fill=False, **style))
+    axis.set_xticks(np.arange(values.shape[1]) + 0.5, [f"{p:g}" for p in aurocs.columns])
+    axis.set_yticks(np.arange(values.shape[0]) + 0.5, [f"{p:g}" for p in aurocs.index])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set(xlabel="p_max", ylabel="p_min")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,14 +13,17 @@ import pandas as pd
 
 from ..errors import ResultError
 from ..metrics import fpr95_auroc
-from .names import AVERAGES, SCHEMES, Identity, identify, is_name, label_of, method_of, shortened, shown
-from .run import LARGEST, MethodResult, Run, read_run, table_of, value_at
-from .tables import ResultTable, find_tables, mean_and_std, read_table
+from .names import AVERAGES, SCHEMES, file_names, identify, is_name, label_of, method_of, shortened, shown
+from .run import LARGEST, MethodResult, Run, image_table, read_run, value_at
+from .tables import ResultTable, find_tables, mean_and_std, read_table, table_of
 from .unpickling import NumbersUnpickler, as_array
 
 
 def load(folder: str | Path) -> list[Run]:
     """Read a folder of this package's (``run.json``), or of OpenOOD's, as one run per scheme.
+
+    Args:
+        folder: The folder.
 
     Raises:
         ResultError: If there is nothing to read, or several runs, or the result format of an earlier version.
@@ -31,7 +34,7 @@ def load(folder: str | Path) -> list[Run]:
     if not (folder / "run.json").exists():
         return read_openood(folder)
     run = read_run(folder)
-    listed = {f"{name}.csv" for name in run.files()}
+    listed = {f"{name}.csv" for name in file_names(one.name for one in run.methods)}
     tables, _ = find_tables(folder / run.scheme)
     if others := [path.name for path in tables if path.name not in listed]:
         run.notes.append(f"Left out, not part of the run in run.json: {shortened(', '.join(others), 200)}.")
@@ -48,8 +51,8 @@ class Saved(NamedTuple):
     id: np.ndarray
     near: dict[str, np.ndarray]
     far: dict[str, np.ndarray]
-    accuracy: float | None
-    """In percent."""
+    accuracy: float
+    """In percent, NaN if unknown."""
     labels: np.ndarray | None
     """Labels of the ID images, which show their order."""
 
@@ -59,8 +62,7 @@ class Saved(NamedTuple):
             name: dict(zip(("FPR@95", "AUROC"), fpr95_auroc(self.id, values), strict=True))
             for name, values in {**self.near, **self.far}.items()
         }
-        table = table_of(rows, list(self.near), list(self.far))
-        return table.assign(ACC=np.nan if self.accuracy is None else self.accuracy)
+        return table_of(rows, list(self.near), list(self.far)).assign(ACC=self.accuracy)
 
 
 def read_openood(folder: str | Path) -> list[Run]:
@@ -79,59 +81,53 @@ def read_openood(folder: str | Path) -> list[Run]:
             "evaluate again"
         )
     paths, left_out = find_tables(folder)
-    identities: list[Identity] = []
-    tables: dict[tuple[str, str], list[tuple[Path, ResultTable]]] = {}
-    scores: dict[tuple[str, str], Saved] = {}
+    found = set()
+    tables: dict[str, dict[str, list[tuple[Path, ResultTable]]]] = {scheme: {} for scheme in SCHEMES}
+    scores: dict[str, dict[str, Saved]] = {scheme: {} for scheme in SCHEMES}
     for path in [*paths, *sorted(folder.rglob("scores/*.pkl"))]:
         identity = identify(path)
         name = shown(identity.stem)
         try:
             if path.suffix == ".csv":
                 table = read_table(path)
-                tables.setdefault((identity.scheme or "ood", name), []).append((path, table))
+                tables[identity.scheme or "ood"].setdefault(name, []).append((path, table))
             elif path.is_file():
                 for scheme, saved in read_scores(path).items():
-                    scores.setdefault((scheme, name), saved)
-            identities.append(identity)
+                    scores[scheme].setdefault(name, saved)
+            if identity.run and identity.dataset:
+                found.add((identity.dataset, identity.network, identity.training))
         except (ResultError, OSError) as error:
             left_out.append(str(error))
-    found = {(one.dataset, one.network, one.training) for one in identities if one.run and one.dataset}
     if len(found) > 1:
         several = "; ".join(sorted(" ".join(filter(None, one)) for one in found))
         raise ResultError(f"{folder}: several runs ({several}); expected the folder of one of them")
-    if not tables and not scores:
+    dataset, network, training = next(iter(found), (None, None, None))
+    runs = []
+    for scheme in SCHEMES:
+        if tables[scheme] or scores[scheme]:
+            notes: list[str] = []
+            merged = {name: _merged(folder, name, some, notes) for name, some in tables[scheme].items()}
+            settings = {"training": training} if training else {}
+            about = {
+                "id": dataset,
+                "network": network,
+                "title": _title(folder),
+                "date": "",
+                "settings": settings,
+            }
+            runs.append(_run(merged, scores[scheme], notes, scheme=scheme, **about))
+    if not runs:
         reasons = "".join(f"; left out: {reason}" for reason in left_out)
         raise ResultError(
             f"{folder}: no results; expected run.json, or result CSVs or scores of OpenOOD's (ood/*.csv, fsood/*.csv, "
             f"ood.csv, scores/*.pkl){reasons}"
         )
-    dataset, network, training = next(iter(found), (None, None, None))
-    runs = []
-    for scheme in SCHEMES:
-        names = dict.fromkeys(name for one, name in (*tables, *scores) if one == scheme)
-        if names:
-            notes: list[str] = []
-            own = {one: _merged(folder, one, tables.get((scheme, one), []), notes) for one in names}
-            run = _run(own, {one: scores[scheme, one] for one in names if (scheme, one) in scores}, notes)
-            run.scheme, run.id, run.network, run.title, run.date = (
-                scheme,
-                dataset,
-                network,
-                _title(folder),
-                "",
-            )
-            run.settings = {"training": training} if training else {}
-            runs.append(run)
     runs[0].notes += [f"left out: {reason}" for reason in left_out]
     return runs
 
 
-def _merged(
-    folder: Path, name: str, found: list[tuple[Path, ResultTable]], notes: list[str]
-) -> ResultTable | None:
+def _merged(folder: Path, name: str, found: list[tuple[Path, ResultTable]], notes: list[str]) -> ResultTable:
     """Return a method's table; the mean ± std of main.py's tables if there is one per seed."""
-    if not found:
-        return None
     places = [str(path.relative_to(folder)) for path, _ in found]
     first = found[0][1]
     notes += [f"{places[0]}: {note}" for note in first.notes]
@@ -148,41 +144,45 @@ def _merged(
     return first
 
 
-def _run(tables: dict[str, ResultTable | None], scores: dict[str, Saved], notes: list[str]) -> Run:
+def _run(
+    tables: Mapping[str, ResultTable], scores: Mapping[str, Saved], notes: list[str], **about: Any
+) -> Run:
     methods: list[MethodResult] = []
     near: dict[str, None] = {}
     far: dict[str, None] = {}
+    values: dict[str, dict[str, np.ndarray]] = {}
     counts: dict[str, int] = {}
-    orders = [saved.labels for saved in scores.values()]
-    if any(
-        not np.array_equal(order, orders[0])
-        for order in orders
-        if order is not None and orders[0] is not None
-    ):
+    orders = [saved.labels for saved in scores.values() if saved.labels is not None]
+    if not all(np.array_equal(order, orders[0]) for order in orders):
         notes.append(
             "The saved scores are of images in different orders, as eval_ood_imagenet.py's loaders shuffle: intervals of "
             "differences between methods are too wide."
         )
-    for name, table in tables.items():
+    for name in dict.fromkeys((*tables, *scores)):
         label, known = label_of(name), method_of(name)[0]
         label = f"{known} ({name})" if known and label == name else label
-        by_set: dict[str, np.ndarray] = {}
-        if (saved := scores.get(name)) is not None:
-            by_set, computed = {"id": saved.id, **saved.near, **saved.far}, saved.table()
-            if table is None:
-                table = ResultTable(tuple(saved.near), tuple(saved.far), computed)
+        saved = scores.get(name)
+        if saved is None:
+            table = tables[name]
+        else:
+            computed = saved.table()
+            table = tables.get(name, ResultTable(tuple(saved.near), tuple(saved.far), computed))
             notes += _differences(label, table, computed)
-            if any(counts.setdefault(key, len(values)) != len(values) for key, values in by_set.items()):
+            own = {"id": saved.id, **saved.near, **saved.far}
+            if all(counts.setdefault(key, len(part)) == len(part) for key, part in own.items()):
+                values[f"score_{name}"] = own
+            else:
                 notes.append(f"{label}: scores left out; they are of other numbers of images")
-                by_set = {}
-        if table is not None:
-            near |= dict.fromkeys(table.near)
-            far |= dict.fromkeys(table.far)
-            methods.append(MethodResult(name, table.mean, label, table.std, by_set))
+        near |= dict.fromkeys(table.near)
+        far |= dict.fromkeys(table.far)
+        methods.append(MethodResult(name, table.mean, label, table.std))
     for method in methods:
         if {*method.table.index} - {*AVERAGES} != {*near, *far}:
             notes.append(f"{method.label}: evaluated on other OOD sets; its averages are not comparable")
-    return Run(methods, tuple(near), tuple(name for name in far if name not in near), notes=notes)
+    others = tuple(name for name in far if name not in near)
+    images = image_table(values)
+    images = images[images["set"].isin(["id", *near, *far])]  # scores can be of more sets than the tables
+    return Run(methods, tuple(near), others, images=images, notes=notes, **about)
 
 
 def _differences(label: str, table: ResultTable, computed: pd.DataFrame) -> list[str]:
@@ -214,31 +214,30 @@ def read_scores(path: str | Path) -> dict[str, Saved]:
     except Exception as error:  # a damaged or hostile pickle can raise anything
         raise ResultError(f"{path}: not a score file that can be read safely: {error}") from error
     try:
-        near, far = (dict(saved["ood"][side]) for side in ("near", "far"))
+        sides = [dict(saved["ood"][side]) for side in ("near", "far")]
         test, shifted = saved["id"]["test"], dict(saved["csid"])
         pairs = [(saved["id_preds"], saved["id_labels"])]
-        more = [(saved["csid_preds"][name], saved["csid_labels"][name]) for name in shifted]
+        pairs += [(saved["csid_preds"][name], saved["csid_labels"][name]) for name in shifted]
     except (TypeError, ValueError, LookupError) as error:
         raise ResultError(
             f"{path}: not the scores of OpenOOD's Evaluator ({error!r}); expected a dict with 'id', 'csid', 'ood', "
             "'id_preds', 'id_labels', 'csid_preds', 'csid_labels'"
         ) from error
-    names = [*near, *far]
+    names = [name for side in sides for name in side]
     for name in (*names, *shifted):
         if not is_name(name) or name in (*AVERAGES, "id") or names.count(name) > 1:
             raise ResultError(f"{path}: OOD set {shortened(repr(name))}; expected names of their own")
     near, far = (
         {name: _scores(path, name, entry) for name, entry in side.items() if entry is not None}
-        for side in (near, far)
+        for side in sides
     )
     if test is None or not (near or far):  # an unfinished evaluation
         return {}
-    id_scores = _scores(path, "id", test)
-    found = {"ood": Saved(id_scores, near, far, _accuracy(path, pairs), as_array(pairs[0][1]))}
+    id_scores, labels = _scores(path, "id", test), as_array(pairs[0][1])
+    found = {"ood": Saved(id_scores, near, far, _accuracy(path, pairs[:1]), labels)}
     if shifted and all(entry is not None for entry in shifted.values()):
         parts = [id_scores, *(_scores(path, name, entry) for name, entry in shifted.items())]
-        accuracy = _accuracy(path, [*pairs, *more])
-        found["fsood"] = found["ood"]._replace(id=np.concatenate(parts), accuracy=accuracy)
+        found["fsood"] = Saved(np.concatenate(parts), near, far, _accuracy(path, pairs), labels)
     return found
 
 
@@ -254,13 +253,14 @@ def _scores(path: Path, name: str, entry: object) -> np.ndarray:
     return np.clip(scores.reshape(-1).astype(np.float64), -LARGEST, LARGEST)
 
 
-def _accuracy(path: Path, pairs: Iterable[tuple[object, object]]) -> float | None:
-    hits = total = 0
-    for predictions, labels in pairs:
-        if predictions is None or labels is None:
-            return None
-        one, other = as_array(predictions), as_array(labels)
+def _accuracy(path: Path, pairs: Sequence[tuple[object, object]]) -> float:
+    """Return the accuracy in percent over pairs of predictions and labels, NaN if some are missing."""
+    hits = []
+    for pair in pairs:
+        if any(part is None for part in pair):
+            return float("nan")
+        one, other = map(as_array, pair)
         if one is None or other is None or one.shape != other.shape or one.ndim != 1 or not one.size:
             raise ResultError(f"{path}: predictions and labels do not match; expected a number per image")
-        hits, total = hits + int((one == other).sum()), total + len(one)
-    return 100 * hits / total
+        hits.append(one == other)
+    return 100 * float(np.concatenate(hits).mean())

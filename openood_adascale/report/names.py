@@ -1,4 +1,4 @@
-"""Names of methods, networks, datasets and OOD sets, and what an OpenOOD path says."""
+"""Names of methods, networks, datasets and OOD sets, and their recognition in OpenOOD's paths."""
 
 from __future__ import annotations
 
@@ -14,29 +14,20 @@ AVERAGES = ("nearood", "farood")
 DATASETS = ("imagenet200", "imagenet", "cifar100", "cifar10")  # a name before its own prefix
 
 _PUBLISHED = {
-    "msp": "MSP",
-    "mls": "MLS",
-    "ebo": "EBO",
-    "react": "ReAct",
-    "ash": "ASH",
-    "scale": "SCALE",
-    "lts": "LTS",
-    "bfact": "BFAct",
-    "optfs": "OptFS",
-    "adascale": "AdaSCALE-A",
-    "adascale_logit": "AdaSCALE-L",
-    "adascale_a": "AdaSCALE-A",
-    "adascale_l": "AdaSCALE-L",
+    **{
+        name.lower(): name for name in ("MSP", "MLS", "EBO", "ReAct", "ASH", "SCALE", "LTS", "BFAct", "OptFS")
+    },
+    **dict.fromkeys(("adascale", "adascale_a"), "AdaSCALE-A"),
+    **dict.fromkeys(("adascale_logit", "adascale_l"), "AdaSCALE-L"),
 }
 _SPELLINGS = (
-    *("KNN", "VIM", "ODIN", "MDS", "RMDS", "GEN", "SHE", "DICE", "OpenMax", "Gram", "GradNorm", "RankFeat"),
-    *("fDBD", "NCI", "Relation", "OpenGAN", "NNGuide", "KLM"),
+    "KNN VIM ODIN MDS RMDS GEN SHE DICE OpenMax Gram GradNorm RankFeat fDBD NCI Relation OpenGAN NNGuide KLM"
 )
 LABELS = {
     **_PUBLISHED,
     "adascale_a": "AdaSCALE-A (OpenOOD)",
     "adascale_l": "AdaSCALE-L (OpenOOD)",
-    **{name.lower(): name for name in _SPELLINGS},
+    **{name.lower(): name for name in _SPELLINGS.split()},
     "temp_scaling": "TempScale",
     "mds_ensemble": "MDSEns",
     "kl_matching": "KLM",
@@ -181,18 +172,14 @@ def _network_and_training(rest: str) -> tuple[str, str | None]:
     network, tail = _prefix(rest, NETWORKS)
     if network is None:
         network, _, tail = rest.partition("_")
-    words = tail.split("_") if tail else []
-    training = None
-    if words and (weights := re.fullmatch(r"tvsv(\d+)", words[0])):
-        words.pop(0)
-        training = None if weights[1] == "1" else f"torchvision weights V{weights[1]}"
-    elif words and words[0] not in ("base", "default"):
-        training = words[0]
-    return network, training
+    word = tail.partition("_")[0]
+    if weights := re.fullmatch(r"tvsv(\d+)", word):
+        return network, None if weights[1] == "1" else f"torchvision weights V{weights[1]}"
+    return network, None if word in ("", "base", "default") else word
 
 
 def _prefix(words: str, names: Mapping[str, str]) -> tuple[str | None, str]:
-    """Return what the longest of ``names`` in front of ``words`` stands for, and the rest of ``words``."""
+    """Return the value of the longest of ``names`` in front of ``words``, and the rest of ``words``."""
     for name in sorted(names, key=len, reverse=True):
         if words == name or words.startswith(f"{name}_"):
             return names[name], words[len(name) + 1 :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,14 @@ import pandas as pd
 from .. import published
 from ..errors import ResultError
 from ..metrics import COLUMNS
-from .names import NETWORKS, canonical_set, identify, method_of, shown, words_of
+from .names import AVERAGES, NETWORKS, canonical_set, identify, method_of, shown, words_of
 from .run import MethodResult, Run, value_at
 from .tables import ResultTable, read_table
 
 NONE = "none"
 DEFAULT_TOLERANCE = 0.5
-"""Percentage points. Table 6 of the paper moves by at most 0.08 points between 100 and 5,000 validation images; rounding,
-image decoding and ties cost correct programs a few hundredths; methods in Table 2 are mostly several points apart."""
+"""Percentage points. Rounding, image decoding and ties cost correct programs a few hundredths, and the choice of validation
+images at most 0.08 points (Table 6 of the paper). Methods in Table 2 are mostly several points apart."""
 KEYS = ("dataset", "network", "method", "scheme")
 """Keys that select published rows."""
 _COLUMNS = {"FPR@95": "fpr95", "AUROC": "auroc"}
@@ -42,147 +42,100 @@ def parse_reference(text: str | None, run: Run | None = None) -> tuple[str, str]
     Raises:
         ResultError: If nothing is published for ``text``.
     """
-    pairs = references()
-    if text is None:
-        if run is None or not (run.id and run.network) or run.settings.get("training"):
-            return None
-        text, found = f"{run.id}:{run.network}", None
-    elif text.strip().lower() == NONE:
+    if text is not None and text.strip().lower() == NONE:
         return None
-    else:
-        names = ", ".join(":".join(pair) for pair in pairs)
-        found = ResultError(f"reference: {text!r}; expected {NONE}, or DATASET:NETWORK, one of {names}")
-    dataset, _, network = text.strip().lower().partition(":")
+    if text is None and (run is None or not (run.id and run.network) or run.settings.get("training")):
+        return None
+    wanted = f"{run.id}:{run.network}" if text is None and run else str(text)
+    dataset, _, network = wanted.strip().lower().partition(":")
     words = words_of(NETWORKS.get(words_of(network), network))
-    for pair in pairs:
-        if pair[0] == dataset and words_of(pair[1]) == words:
-            return pair
-    if found:
-        raise found
-    return None
-
-
-@dataclass
-class Baselines:
-    """Published results for a run's dataset and network."""
-
-    methods: list[MethodResult]
-    """Methods that were not run, on the run's OOD sets; averages only if they are over these sets."""
-    averages: pd.DataFrame | None
-    """Averages over other OOD sets than the run's, of all published methods: comparable with each other only."""
-    notes: list[str]
-    """Sources."""
-
-
-def baselines(run: Run, reference: tuple[str, str] | None) -> Baselines:
-    """Return the published results for a run; see :func:`parse_reference` for the argument."""
-    found = Baselines([], None, [])
-    if reference is None or not run.methods:
-        return found
-    rows = published.results()
-    mine = (
-        (rows["dataset"] == reference[0]) & (rows["network"] == reference[1]) & (rows["scheme"] == run.scheme)
-    )
-    rows = rows[mine & ~rows["method"].str.contains(",")]  # without the ablations ("AdaSCALE-A, epsilon=0.1")
-    was_run = {published_name(method.label) for method in run.methods}
-    sets = {"near": run.near, "far": run.far}
-    for name, group in rows.groupby("method", sort=False):
-        table = _on_sets(group, sets) if name not in was_run else None
-        if table is None or table.isna().all(axis=None):
-            continue
-        label = f"{name} (published)"
-        found.methods.append(MethodResult(label, table, label, published=True))
-        names = {canonical_set(one) for side in sets.values() for one in side}
-        names |= {f"{side}-average" for side in sets if _papers(side, sets[side])}
-        used = group[group["ood_set"].isin(names)]
-        for text in dict.fromkeys([*used["source"], *filter(None, group["note"])]):
-            found.notes.append(f"{label}: {text}")
-    if not all(_papers(side, own) for side, own in sets.items()):
-        wide = rows[rows["ood_set"].str.endswith("-average")].pivot(
-            index="method", columns="ood_set", values=list(_COLUMNS.values())
-        )
-        columns = [(metric, f"{side}-average") for side in ("near", "far") for metric in _COLUMNS.values()]
-        if len(wide):
-            wide = wide.reindex(columns=pd.MultiIndex.from_tuples(columns))
-            found.averages = wide.sort_values(("auroc", "near-average"), ascending=False, kind="stable")
+    pairs = references()
+    found = next((pair for pair in pairs if (pair[0], words_of(pair[1])) == (dataset, words)), None)
+    if text is not None and found is None:
+        names = ", ".join(":".join(pair) for pair in pairs)
+        raise ResultError(f"reference: {text!r}; expected {NONE}, or DATASET:NETWORK, one of {names}")
     return found
 
 
-def published_name(label: str) -> str:
-    """Return the published name of a method, such as AdaSCALE-A for ``AdaSCALE-A (OpenOOD)``."""
-    return re.split(r" [(\[]", label, maxsplit=1)[0]
+def baselines(run: Run, reference: tuple[str, str] | None) -> tuple[list[MethodResult], list[str]]:
+    """Return published results of methods that were not run, on the run's OOD sets, and notes on their sources.
+
+    Averages are there only if they are over the run's sets; see :func:`parse_reference` for ``reference``.
+    """
+    if reference is None or not run.methods:
+        return [], []
+    rows = published.results()
+    mine = (rows["dataset"] == reference[0]) & (rows["network"] == reference[1])
+    mine &= rows["scheme"] == run.scheme
+    rows = rows[mine & ~rows["method"].str.contains(",")]  # without the ablations ("AdaSCALE-A, epsilon=0.1")
+    was_run = {re.split(r" [(\[]", method.label, maxsplit=1)[0] for method in run.methods}
+    sets = {"near": run.near, "far": run.far}
+    names = {canonical_set(one) for own in sets.values() for one in own}
+    names |= {
+        f"{side}-average" for side, own in sets.items() if _canonical(own) == published.PAPER_SETS[side]
+    }
+    methods: list[MethodResult] = []
+    notes: dict[str, None] = {}
+    for name, group in rows[~rows["method"].isin(was_run)].groupby("method", sort=False):
+        table = _on_sets(group, sets)
+        if table.notna().any(axis=None):
+            label = f"{name} (published)"
+            methods.append(MethodResult(label, table, label, published=True))
+            used = group[group["ood_set"].isin(names)]
+            notes |= {f"{label}: {text}": None for text in (*used["source"], *filter(None, group["note"]))}
+    return methods, list(notes)
 
 
-def _papers(side: str, sets: Sequence[str]) -> bool:
-    """Return True if these are the OOD sets behind the paper's average."""
-    return frozenset(map(canonical_set, sets)) == published.PAPER_SETS[side]
+def _canonical(sets: Iterable[str]) -> frozenset[str]:
+    return frozenset(map(canonical_set, sets))
 
 
 def _on_sets(rows: pd.DataFrame, sets: dict[str, tuple[str, ...]]) -> pd.DataFrame:
-    """Return a method's published results on a run's OOD sets, NaN where there are none."""
-    known = rows.set_index("ood_set")
-    index = [row for side, own in sets.items() for row in (*own, *([f"{side}ood"] if own else []))]
-    table = pd.DataFrame(math.nan, index, list(COLUMNS))
-    per_set = [name for name in known.index if not str(name).endswith("-average")]
+    """Return a method's published results on a run's OOD sets (NaN if there are none)."""
+    known = rows.set_index("ood_set")[list(_COLUMNS.values())].set_axis(list(_COLUMNS), axis=1)
+    per_set = [str(name) for name in known.index if not str(name).endswith("-average")]
+    parts = []
     for side, own in sets.items():
-        same = members_of(side, per_set) == frozenset(map(canonical_set, own))
-        average = f"{side}-average" if _papers(side, own) else f"{side}ood" if same else ""
-        for metric, column in _COLUMNS.items():
-            values = known[column].reindex([canonical_set(one) for one in own])
-            table.loc[list(own), metric] = values.to_numpy()
-            if average in known.index:
-                table.loc[f"{side}ood", metric] = known.loc[average, column]
-            elif own:  # computed, unless one is missing
-                table.loc[f"{side}ood", metric] = values.mean(skipna=False)
-    return table
+        if own:
+            part = known.reindex(list(map(canonical_set, own))).set_axis(list(own))
+            mean = part.mean(skipna=False)
+            if _canonical(own) == published.PAPER_SETS[side] and f"{side}-average" in known.index:
+                mean = known.loc[f"{side}-average"]
+            elif members_of(side, per_set) == _canonical(own):
+                mean = known.loc[f"{side}ood"]
+            parts += [part, mean.to_frame(f"{side}ood").T]
+    return pd.concat(parts).astype(float).reindex(columns=list(COLUMNS))
 
 
-def members_of(side: str, names: list[str]) -> frozenset[str] | None:
+def members_of(side: str, names: Sequence[str]) -> frozenset[str] | None:
     """Return the OOD sets behind a source's average, or None if it has no average."""
     if f"{side}-average" in names:
         return published.PAPER_SETS[side]
     if f"{side}ood" not in names:
         return None
     split = names.index("nearood") if "nearood" in names else -1
-    part = names[:split] if side == "near" else names[split + 1 :]
-    return frozenset(canonical_set(name) for name in part if name != "farood")
-
-
-@dataclass(frozen=True)
-class Value:
-    """A measured percentage beside a published one."""
-
-    source: str
-    ood_set: str
-    metric: str
-    measured: float
-    std: float
-    published: float
-    within: bool | None
-    """If the difference is within the tolerance; None if the two are not comparable."""
-
-    @property
-    def difference(self) -> float:
-        """Measured minus published, in points."""
-        return self.measured - self.published
+    return _canonical(set(names[:split] if side == "near" else names[split + 1 :]) - {"farood"})
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A result table beside all published results for the same dataset, network, method and scheme."""
+    """A result table and all published results for the same dataset, network, method and scheme."""
 
     path: Path
     table: ResultTable
     keys: dict[str, str]
-    values: list[Value]
+    values: pd.DataFrame
+    """Columns ``source``, ``ood_set``, ``metric``, ``measured``, ``std`` and ``published`` (percent), ``difference``
+    (measured minus published, in points) and ``verdict``: ``ok``, ``OUTSIDE`` the tolerance, or ``n/a`` if the averages
+    are over different OOD sets."""
     notes: list[str]
     tolerance: float
 
     @property
     def status(self) -> int:
         """Exit status, 0 if all comparable values are within the tolerance, 1 if not, 2 if none is comparable."""
-        verdicts = [value.within for value in self.values if value.within is not None]
-        return 2 if not verdicts else int(not all(verdicts))
+        verdicts = {*self.values["verdict"]} - {"n/a"}
+        return int("OUTSIDE" in verdicts) if verdicts else 2
 
 
 def compare(
@@ -215,10 +168,19 @@ def compare(
     told = {"dataset": dataset, "network": network, "method": method, "scheme": scheme}
     table = read_table(path)
     rows, keys, notes = _published_rows(path, told)
-    values: list[Value] = []
+    found = []
     for source, group in rows.groupby("source", sort=False):
-        _compare_source(table, str(source), group, tolerance, values, notes)
-    return Comparison(Path(path), table, keys, values, [*table.notes, *notes], tolerance)
+        found += _values(table, str(source), group, notes)
+    columns = ["source", "ood_set", "metric", "measured", "std", "published", "comparable"]
+    values = pd.DataFrame(found, columns=columns)
+    values["difference"] = values["measured"] - values["published"]
+    # Both are printed to 0.01: binary noise must not decide at the boundary.
+    within = values["difference"].abs().round(6) <= tolerance
+    values["verdict"] = within.map({True: "ok", False: "OUTSIDE"}).where(
+        values.pop("comparable").astype(bool), "n/a"
+    )
+    values = values.sort_values("verdict", key=lambda verdict: verdict == "n/a", kind="stable")
+    return Comparison(Path(path), table, keys, values, [*dict.fromkeys([*table.notes, *notes])], tolerance)
 
 
 def _published_rows(
@@ -257,79 +219,70 @@ def _published_rows(
     return rows, keys, notes
 
 
-def _compare_source(
-    table: ResultTable,
-    source: str,
-    rows: pd.DataFrame,
-    tolerance: float,
-    values: list[Value],
-    notes: list[str],
-) -> None:
+def _values(
+    table: ResultTable, source: str, rows: pd.DataFrame, notes: list[str]
+) -> list[tuple[object, ...]]:
+    """Return the rows of :attr:`Comparison.values` for one source, with True for comparable ones."""
+    found: list[tuple[object, ...]] = []
     measured = {canonical_set(str(name)): str(name) for name in table.mean.index}
     names = [str(name) for name in rows["ood_set"]]
-    for side, average in (("near", "nearood"), ("far", "farood")):
-        members = members_of(side, names)
-        if members is None:
-            continue
-        own_sets = frozenset(map(canonical_set, getattr(table, side)))
-        if members != own_sets and average in measured:
+    comparable = {}
+    for side, average in zip(("near", "far"), AVERAGES, strict=True):
+        members, own_sets = members_of(side, names), _canonical(getattr(table, side))
+        comparable[average] = members == own_sets
+        if members and members != own_sets and average in measured:
             notes.append(
                 f"{side} average not compared: {source.partition(' (')[0]} averages over {', '.join(sorted(members))}; "
                 f"this file's {average} over {', '.join(sorted(own_sets)) or 'nothing'}"
             )
-        for row in rows.to_dict("records"):
-            is_average = row["ood_set"] in (average, f"{side}-average")
-            name = measured.get(average if is_average else canonical_set(row["ood_set"]))
-            if name is None or not (is_average or canonical_set(row["ood_set"]) in members):
-                continue
+    missing = []
+    for row in rows.to_dict("records"):
+        known = canonical_set(re.sub("-average$", "ood", row["ood_set"]))
+        if known in measured:
             for metric, column in _COLUMNS.items():
-                value, std = value_at(table.mean, name, metric), value_at(table.std, name, metric)
-                # Both are printed to 0.01: binary noise must not decide at the boundary.
-                within = round(abs(value - row[column]), 6) <= tolerance
-                comparable = members == own_sets or not is_average
-                values.append(
-                    Value(
-                        source, name, metric, value, std, float(row[column]), within if comparable else None
-                    )
-                )
-    missing = [
-        name for name in names if not name.endswith("-average") and canonical_set(name) not in measured
-    ]
+                value, std = (value_at(part, measured[known], metric) for part in (table.mean, table.std))
+                verdict = comparable.get(known, True)
+                found.append((source, measured[known], metric, value, std, float(row[column]), verdict))
+        elif not row["ood_set"].endswith("-average"):
+            missing.append(row["ood_set"])
     if missing:
         notes.append(f"published but not in this file: {', '.join(missing)}")
     notes.extend(note for note in rows["note"].unique() if note)
+    return found
 
 
 def comparison_text(comparison: Comparison) -> str:
     """Format a comparison for a terminal: percentages, and differences in points."""
-    lines = [
-        shown(str(comparison.path)), f"  {' · '.join(comparison.keys.values())}   (file: {comparison.table.kind})"
-    ]  # fmt: skip
-    head = f"{'measured':>15} {'published':>9} {'diff':>7} {'':7}"
-    by_source: dict[str, list[Value]] = {}
-    for value in sorted(comparison.values, key=lambda value: value.within is None):
-        by_source.setdefault(value.source, []).append(value)
-    for source, values in by_source.items():
-        compared = any(value.within is not None for value in values)
+    kind = f"(file: {comparison.table.kind})"
+    lines = [shown(str(comparison.path)), f"  {' · '.join(comparison.keys.values())}   {kind}"]
+    values = comparison.values
+    for source, group in values.groupby("source", sort=False):
+        compared = (group["verdict"] != "n/a").any()
+        std = group["std"].map(lambda value: "" if math.isnan(value) else f" ± {value:.2f}")
+        text = pd.DataFrame(
+            {
+                "OOD set": group["ood_set"],
+                "metric": group["metric"],
+                "measured": group["measured"].map("{:.2f}".format) + std,
+                "published": group["published"].map("{:.2f}".format),
+                "difference": group["difference"].map("{:+.2f}".format),
+                "": group["verdict"],
+            }
+        )
         title = "published" if compared else "for information only, over other OOD sets"
-        lines += ["", f"  {title}: {source}", f"  {'':14}{'FPR@95':>15}{'':27}{'AUROC':>15}"]
-        lines.append(f"  {'OOD set':14}{head}  {head}".rstrip())
-        for name in dict.fromkeys(value.ood_set for value in comparison.values if value.source == source):
-            cells = [_cells(value) for value in values if value.ood_set == name]
-            lines.append(f"  {name:14}{'  '.join(cells)}".rstrip())
-    lines += ["", *(f"  Note: {note}." for note in dict.fromkeys(comparison.notes))]
-    verdicts = [value.within for value in comparison.values if value.within is not None]
-    result = "all within" if all(verdicts) else f"{verdicts.count(False)} of {len(verdicts)} outside"
-    if verdicts:
+        lines += [
+            "",
+            f"  {title}: {source}",
+            text.sort_values("metric", kind="stable").to_string(index=False),
+        ]
+    lines += ["", *(f"  Note: {note}." for note in comparison.notes)]
+    compared = values[values["verdict"] != "n/a"]
+    outside = int((compared["verdict"] == "OUTSIDE").sum())
+    result = f"{outside} of {len(compared)} outside" if outside else "all within"
+    if len(compared):
         lines.append(
-            f"  Verdict: {result} ± {comparison.tolerance:g} points ({len(verdicts)} values compared)"
+            f"  Verdict: {result} ± {comparison.tolerance:g} points ({len(compared)} values compared)"
         )
     else:
         lines.append("  Verdict: nothing comparable")
     return "\n".join(lines)
-
-
-def _cells(value: Value) -> str:
-    verdict = {True: "ok", False: "OUTSIDE", None: "n/a"}[value.within]
-    measured = f"{value.measured:.2f}" + ("" if math.isnan(value.std) else f" ± {value.std:.2f}")
-    return f"{measured:>15} {value.published:9.2f} {value.difference:+7.2f} {verdict:7}"

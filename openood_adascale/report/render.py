@@ -5,33 +5,33 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 try:
-    import jinja2
-    from markupsafe import Markup
-
     from . import figures
 except ModuleNotFoundError as error:
-    if error.name not in ("jinja2", "markupsafe", "matplotlib"):
+    if error.name != "matplotlib":
         raise
-    message = f"a report needs {error.name}: pip install 'openood-adascale[plots]'"
+    message = "a report needs matplotlib: pip install 'openood-adascale[plots]'"
     raise ImportError(message, name=error.name) from error
 
 from ..errors import ResultError
 from ..io import replacing
 from ..metrics import score_kept
-from .gallery import TPR, Gallery, chosen_pair, gallery
-from .names import file_names, shortened, shown
-from .reference import Baselines, baselines, parse_reference, published_name
+from .gallery import TPR, chosen_pair, gallery
+from .names import AVERAGES, file_names, shortened, shown
+from .reference import baselines, parse_reference
 from .run import MethodResult, Run
 from .statistics import METRICS, Bootstrap, bootstrap
 
@@ -72,23 +72,8 @@ class Drawing:
     file: str
 
 
-@dataclass
-class Chapter:
-    """Everything that the templates show of a run."""
-
-    id: str
-    title: str
-    best: list[dict[str, str]] = field(default_factory=list)
-    overview: list[Drawing] = field(default_factory=list)
-    averages: list[Table] = field(default_factory=list)
-    sets: list[Table] = field(default_factory=list)
-    curves: list[Drawing] = field(default_factory=list)
-    gallery: Gallery | None = None
-    adascale: list[dict[str, Any]] = field(default_factory=list)
-    searches: list[Drawing | Table] = field(default_factory=list)
-    published: list[Table] = field(default_factory=list)
-    settings: list[Table] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+_Draw = Callable[[str, str, str], Drawing]
+"""Makes a drawing of an SVG text, its caption and a name for its file."""
 
 
 def write_report(
@@ -115,16 +100,23 @@ def write_report(
         OSError: If a file cannot be written.
     """
     runs = [runs] if isinstance(runs, Run) else list(runs)
-    pairs = _checked_options(runs, compare_methods, max_images, reference)
+    if not runs:
+        raise ResultError("runs: []; expected at least one run")
+    pair = _pair([one for run in runs for one in run.methods], compare_methods, max_images, reference)
     folder = Path(folder)
     files: dict[str, str] = {}
-    chapters = [
-        _chapter(run, pair, max_images, reference, files) for run, pair in zip(runs, pairs, strict=True)
-    ]
+
+    def draw(svg: str, caption: str, name: str) -> Drawing:
+        file = file_names([*(one.removesuffix(".svg") for one in files), name])[-1] + ".svg"
+        files[file] = svg
+        return Drawing(Markup(svg), shown(caption.strip()), file)
+
+    chapters = [_chapter(run, pair, max_images, reference, draw) for run in runs]
     first = runs[0]
     title = " · ".join(filter(None, (first.id, first.network))) or first.title or "Results"
-    counts = {key: len(scores) for one in first.methods for key, scores in one.scores.items()}
-    images = f"{counts.pop('id'):,} ID and {sum(counts.values()):,} OOD images" if "id" in counts else ""
+    counts = first.images["set"].value_counts()
+    id_count = counts.get("id", 0)
+    images = f"{id_count:,} ID and {counts.sum() - id_count:,} OOD images" if id_count else ""
     version = f"openood-adascale {first.version}"
     facts = [first.title if first.title != title else "", images, first.date[:10], version]
     script = _source("script.js")
@@ -138,8 +130,8 @@ def write_report(
     }
     for name, text in files.items():
         _put(folder, f"figures/{name}", text.replace("<svg ", '<svg style="background: #ffffff" ', 1))
-    _put(folder, "report.md", _render("report.md.j2", context))
-    return _put(folder, "index.html", _render("index.html.j2", context))
+    _put(folder, "report.md", _environment().get_template("report.md.j2").render(context))
+    return _put(folder, "index.html", _environment().get_template("index.html.j2").render(context))
 
 
 def check_options(
@@ -152,34 +144,27 @@ def check_options(
 
     Args:
         methods: Names of the methods.
-        compare_methods: As for :func:`write_report`.
-        max_images: As for :func:`write_report`.
-        reference: As for :func:`write_report`.
+        compare_methods: This and the others as for :func:`write_report`.
+        max_images: See there.
+        reference: See there.
 
     Raises:
         ResultError: If an option is not allowed.
     """
-    run = Run([MethodResult(name, pd.DataFrame()) for name in methods])
-    _checked_options([run], compare_methods, max_images, reference)
+    _pair([MethodResult(name, pd.DataFrame()) for name in methods], compare_methods, max_images, reference)
 
 
-def _checked_options(
-    runs: Sequence[Run], compare_methods: Sequence[str] | None, max_images: int, reference: str | None
-) -> list[tuple[str, str] | None]:
+def _pair(
+    methods: Sequence[MethodResult],
+    compare_methods: Sequence[str] | None,
+    max_images: int,
+    reference: str | None,
+) -> tuple[str, str] | None:
+    """Check the options and return the labels of the methods to compare."""
     if isinstance(max_images, bool) or not isinstance(max_images, int) or max_images < 0:
         raise ResultError(f"max-images: {max_images!r}; expected a whole number, 0 or more")
     parse_reference(reference)
-    pairs: list[tuple[str, str] | None] = []
-    errors = []
-    for run in runs:
-        try:
-            pairs.append(chosen_pair(run, compare_methods))
-        except ResultError as error:
-            errors.append(error)
-            pairs.append(None)
-    if not runs or len(errors) == len(runs):
-        raise errors[0] if errors else ResultError("runs: []; expected at least one run")
-    return pairs
+    return chosen_pair(methods, compare_methods) if compare_methods else None
 
 
 def _put(root: Path, name: str, text: str) -> Path:
@@ -188,35 +173,31 @@ def _put(root: Path, name: str, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.parent.resolve().is_relative_to(root.resolve()):
         raise ResultError(f"{path.parent}: leads to {path.parent.resolve()}; expected a folder inside {root}")
-    with (
-        replacing(path) as beside,
-        beside.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
-    ):
-        file.write(text)
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     return path
 
 
 # The templates.
 
 
-def _environment() -> tuple[jinja2.Environment, jinja2.BaseLoader]:
-    loader = jinja2.PackageLoader("openood_adascale.report")
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("openood_adascale.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["md"] = markdown
     environment.filters["inline"] = lambda svg: Markup(figures.inline(str(svg)))
     environment.tests["drawing"] = lambda value: isinstance(value, Drawing)
-    return environment, loader
+    return environment
 
 
 def _source(name: str) -> str:
-    environment, loader = _environment()
-    return loader.get_source(environment, name)[0].replace("\r\n", "\n")  # as browsers see it, for the hash
-
-
-def _render(template: str, context: Mapping[str, Any]) -> str:
-    return _environment()[0].get_template(template).render(context)
+    text = (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+    return text.replace("\r\n", "\n")  # as browsers see it, for the hash
 
 
 def markdown(text: str) -> Markup:
@@ -231,86 +212,37 @@ def markdown(text: str) -> Markup:
 
 
 def _chapter(
-    run: Run, pair: tuple[str, str] | None, max_images: int, reference: str | None, files: dict[str, str]
-) -> Chapter:
-    found = baselines(run, parse_reference(reference, run))
-    among = Run([*run.methods, *found.methods], run.near, run.far, run.scheme).ranked()
+    run: Run, pair: tuple[str, str] | None, max_images: int, reference: str | None, draw: _Draw
+) -> dict[str, Any]:
+    """Return everything that the templates show of a run."""
+    published, sources = baselines(run, parse_reference(reference, run))
+    methods = Run([*run.methods, *published], run.near, run.far, run.scheme).ranked()
     several = any(method.std is not None for method in run.methods)
-    scores = {
-        one.name: one.scores for one in run.methods if "id" in one.scores and one.scores.keys() & {*run.sets}
-    }
+    scores = {one.name: found for one in run.ranked() if len(found := run.values(one)) > 1 and "id" in found}
     boot = bootstrap({} if several else scores, run.near, run.far)
-    made = Chapter(run.scheme, _TITLES[run.scheme], notes=[*run.notes, *found.notes])
-    made.best = [tile for side in ("near", "far") if (tile := _best(run, side, boot))]
-    tint = figures.colours([method.label for method in run.ranked()])
-
-    def draw(svg: str, caption: str, name: str) -> Drawing:
-        file = file_names([*(one.removesuffix(".svg") for one in files), name])[-1] + ".svg"
-        files[file] = svg
-        return Drawing(Markup(svg), shown(caption.strip()), file)
-
-    caption = "All methods, best near-OOD AUROC first. "
-    caption += "Bars: 95 % confidence intervals over images. " if boot.values else ""
-    caption += "Bars: standard deviation over training runs. " if several else ""
-    caption += "Hollow: published, not run here." if found.methods else ""
-    drawn = [method for method in among if not math.isnan(method.value("nearood", "AUROC")[0])
-             or not math.isnan(method.value("farood", "AUROC")[0])]  # fmt: skip
-    if drawn:
-        made.overview = [draw(_overview(drawn, boot, tint), caption, f"methods_{run.scheme}")]
-    made.averages, made.sets = _tables(run, among, boot)
-    curves = {one.label: one.scores for one in run.ranked() if one.name in scores}
-    if curves:
-        seed = " (of the first training run)" if several else ""
-        caption = (
-            f"ROC curves{seed}, legend: AUROC in percent. FPR@95 is where a curve crosses the dashed line."
-        )
-        made.curves.append(draw(figures.rocs(curves, run.near, run.far, tint), caption, f"roc_{run.scheme}"))
-        panels = [
-            (
-                label,
-                {key: own[key] for key in ("id", *run.sets) if key in own},
-                score_kept(np.sort(own["id"]), TPR),
-            )
-            for label, own in curves.items()
-        ]
-        for start in range(0, len(panels), 3):
-            some = panels[start : start + 3]
-            caption = (
-                f"Scores{seed}: {', '.join(label for label, *_ in some)}. Larger is more in-distribution. Thick: median of "
-                "a set, dashed: threshold that accepts 95 % of the ID images."
-            )
-            made.curves.append(
-                draw(figures.ridges(some, run.near), caption, f"scores_{run.scheme}_{start // 3 + 1}")
-            )
-    if max_images:
-        found_images = gallery(run, pair, max_images)
-        made.notes += found_images.notes
-        made.gallery = found_images if found_images.methods else None
-    for method in run.ranked():
-        if seen := observation(run, method):
-            quantities = [("Q' (OODness)", method.oodness), ("percentile p", method.percentiles)]
-            panels = [(name, part, float(np.median(part["id"]))) for name, part in quantities if "id" in part]
-            caption = (
-                f"{method.label}: distribution of {' and of the '.join(name for name, *_ in panels)}. Thick: median of a "
-                "set, dashed: median of the ID images."
-            )
-            svg = figures.ridges(panels, run.near)
-            made.adascale.append(
-                {**seen, "figure": draw(svg, caption, f"observation_{run.scheme}_{method.label}")}
-            )
-    searches = [
-        _search(one.label, one.search, draw, made.notes) for one in run.methods if one.search is not None
-    ]
-    made.searches = sorted(filter(None, searches), key=lambda one: isinstance(one, Table))  # heat maps first
-    made.published = _published_averages(found, run)
-    made.settings = _settings(run)
+    notes = [*run.notes, *sources]
     if not boot.values and len(run.methods) > 1:
-        reason = (
-            "the tables are means over training runs" if several else "the run has no scores of each image"
-        )
-        made.notes.append(f"No confidence intervals over images: {reason}.")
-    made.notes = [shown(note) for note in dict.fromkeys(made.notes)]
-    return made
+        why = "the tables are means over training runs" if several else "the run has no scores of each image"
+        notes.append(f"No confidence intervals over images: {why}.")
+    shot = gallery(run, pair, max_images) if max_images else None
+    notes += shot.notes if shot else []
+    tint = figures.colours([method.label for method in run.ranked()])
+    averages, sets = _tables(run, methods, boot)
+    searches = [_search(one.label, one.search, draw, notes) for one in run.methods if one.search is not None]
+    return {
+        "id": run.scheme,
+        "title": _TITLES[run.scheme],
+        "best": [tile for side in ("near", "far") if (tile := _best(run, side, boot))],
+        "overview": _overview(run, methods, boot, tint, several, draw),
+        "averages": averages,
+        "sets": sets,
+        "curves": _curves(run, scores, tint, several, draw),
+        "gallery": shot if shot and shot.methods else None,
+        "adascale": [seen for method in run.ranked() if (seen := _observed(run, method, draw))],
+        "searches": sorted(filter(None, searches), key=lambda one: isinstance(one, Table)),  # heat maps first
+        "settings": _settings(run),
+        "notes": [shown(note) for note in dict.fromkeys(notes)],
+    }
 
 
 def _interval(found: tuple[float, float] | None, sign: str = "", to: str = "–") -> str:
@@ -329,15 +261,17 @@ def _best(run: Run, side: str, boot: Bootstrap) -> dict[str, str] | None:
     fpr = next(one for one in run.methods if one.name == best).value(row, "FPR@95")[0]
     text = ""
     if others:
-        ahead = f"{values[best] - values[others[0]]:.2f} points above {label[others[0]]}"
+        text = f"{values[best] - values[others[0]]:.2f} points above {label[others[0]]}. "
         found = boot.difference(best, others[0], row, "AUROC")
         equal = [label[name] for name in others if boot.equal(best, name, row, "AUROC")]
         if equal:
-            text = f"{ahead}. Not distinguishable from {_listed(equal)}: the difference can be chance."
+            text += f"Not distinguishable from {_listed(equal)}: the difference can be chance."
         elif found:
-            text = f"{ahead}. More than chance: the 95 % interval of the difference is {_interval(found, '+', ' to ')}."
+            text += (
+                f"More than chance: the 95 % interval of the difference is {_interval(found, '+', ' to ')}."
+            )
         else:
-            text = f"{ahead}. Without scores of each image it is unknown if that is more than chance."
+            text += "Without scores of each image it is unknown if that is more than chance."
     interval = _interval(boot.interval(best, row, "AUROC"))
     return {
         "side": f"{side}-OOD", "label": label[best], "value": f"{values[best]:.2f}",
@@ -350,22 +284,57 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(few[:-1]), few[-1])))
 
 
-def _overview(methods: Sequence[MethodResult], boot: Bootstrap, tint: Mapping[str, str]) -> str:
-    columns = pd.MultiIndex.from_product([("near", "far"), ("FPR@95", "AUROC")])
-    cells = []
-    for method in methods:
-        for side, metric in columns:
+def _overview(
+    run: Run,
+    methods: Sequence[MethodResult],
+    boot: Bootstrap,
+    tint: Mapping[str, str],
+    several: bool,
+    draw: _Draw,
+) -> list[Drawing]:
+    drawn = [one for one in methods if any(one.value(row, "AUROC")[0] >= 0 for row in AVERAGES)]
+    if not drawn:
+        return []
+    panels = {}
+    for side, metric in itertools.product(("near", "far"), METRICS):
+        rows = []
+        for method in drawn:
             mean, std = method.value(f"{side}ood", metric)
-            found = boot.interval(method.name, f"{side}ood", metric) or (mean - std, mean + std)
-            cells.append((mean, *found))
-    shape = (len(methods), len(columns))
-    labels = [shown(method.label) for method in methods]
-    mean, low, high = (
-        pd.DataFrame(np.array([cell[part] for cell in cells]).reshape(shape), labels, columns)
-        for part in range(3)
-    )
-    tints = [tint.get(method.label, figures.OTHER) for method in methods]
-    return figures.methods(mean, low, high, tints, [method.published for method in methods])
+            ends = boot.interval(method.name, f"{side}ood", metric) or (mean - std, mean + std)
+            rows.append((mean, *ends))
+        panels[f"{side.capitalize()}-OOD {metric} {_ARROWS[metric]}"] = np.array(rows)
+    labels = {shown(one.label): tint.get(one.label, figures.OTHER) for one in drawn}
+    svg = figures.methods(panels, labels, [one.published for one in drawn])
+    caption = "All methods, best near-OOD AUROC first. "
+    caption += "Bars: 95 % confidence intervals over images. " if boot.values else ""
+    caption += "Bars: standard deviation over training runs. " if several else ""
+    caption += "Hollow: published, not run here." if any(one.published for one in drawn) else ""
+    return [draw(svg, caption, f"methods_{run.scheme}")]
+
+
+def _curves(
+    run: Run,
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    tint: Mapping[str, str],
+    several: bool,
+    draw: _Draw,
+) -> list[Drawing]:
+    """Draw the ROC curves, and the distributions of the scores, three methods in a row."""
+    curves = {one.label: scores[one.name] for one in run.ranked() if one.name in scores}
+    if not curves:
+        return []
+    seed = " (of the first training run)" if several else ""
+    caption = f"ROC curves{seed}. FPR@95 is where a curve crosses the dashed line."
+    made = [draw(figures.rocs(curves, run.near, run.far, tint), caption, f"roc_{run.scheme}")]
+    panels = [(label, own, score_kept(np.sort(own["id"]), TPR)) for label, own in curves.items()]
+    for start in range(0, len(panels), 3):
+        some = panels[start : start + 3]
+        caption = (
+            f"Scores{seed}: {', '.join(label for label, *_ in some)}. Larger is more in-distribution. Thick: median of a "
+            "set, dashed: threshold that accepts 95 % of the ID images."
+        )
+        made.append(draw(figures.ridges(some, run.near), caption, f"scores_{run.scheme}_{start // 3 + 1}"))
+    return made
 
 
 def _tables(run: Run, methods: Sequence[MethodResult], boot: Bootstrap) -> tuple[list[Table], list[Table]]:
@@ -379,21 +348,20 @@ def _tables(run: Run, methods: Sequence[MethodResult], boot: Bootstrap) -> tuple
         for metric in METRICS
     ]
     columns.append(("ID accuracy ↑", f"{sides[-1]}ood", "ACC"))
-    averages = _table("Averages over the OOD sets (%)", methods, columns, boot)
-    sets = [
-        _table(
-            f"{metric} per OOD set (%) {_ARROWS[metric]}",
-            methods,
-            [(name, name, metric) for name in run.sets],
-            boot,
-        )
-        for metric in METRICS[::-1]
-    ]
-    return [replace(averages, intervals=bool(boot.values))], sets
+    averages = _table("Averages over the OOD sets (%)", methods, columns, boot, intervals=bool(boot.values))
+    sets = []
+    for metric in METRICS[::-1]:
+        title = f"{metric} per OOD set (%) {_ARROWS[metric]}"
+        sets.append(_table(title, methods, [(name, name, metric) for name in run.sets], boot))
+    return [averages], sets
 
 
 def _table(
-    title: str, methods: Sequence[MethodResult], columns: list[tuple[str, str, str]], boot: Bootstrap
+    title: str,
+    methods: Sequence[MethodResult],
+    columns: list[tuple[str, str, str]],
+    boot: Bootstrap,
+    intervals: bool = False,
 ) -> Table:
     """Return a table with a row per method; a column is its heading, row of the result tables, and metric."""
     rows: list[tuple[list[Cell], bool]] = [([Cell(shown(one.label))], one.published) for one in methods]
@@ -410,7 +378,23 @@ def _table(
             mean, std = method.value(row, metric)
             text = "–" if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(std) else f" ± {std:.2f}")
             cells.append(Cell(text, mark, _interval(boot.interval(method.name, row, metric))))
-    return Table(title, ["Method", *(shown(heading) for heading, _, _ in columns)], rows)
+    return Table(title, ["Method", *(shown(heading) for heading, _, _ in columns)], rows, intervals)
+
+
+def _observed(run: Run, method: MethodResult, draw: _Draw) -> dict[str, Any] | None:
+    """Return :func:`observation` with a figure."""
+    found = observation(run, method)
+    if found is None:
+        return None
+    kinds = (("Q' (OODness)", "oodness"), ("percentile p", "percentile"))
+    quantities = [(name, run.values(method, kind)) for name, kind in kinds]
+    panels = [(name, part, float(np.median(part["id"]))) for name, part in quantities if "id" in part]
+    caption = (
+        f"{method.label}: distribution of {' and of the '.join(name for name, *_ in panels)}. Thick: median of a "
+        "set, dashed: median of the ID images."
+    )
+    svg = figures.ridges(panels, run.near)
+    return {**found, "figure": draw(svg, caption, f"observation_{run.scheme}_{method.label}")}
 
 
 def observation(run: Run, method: MethodResult) -> dict[str, Any] | None:
@@ -419,84 +403,70 @@ def observation(run: Run, method: MethodResult) -> dict[str, Any] | None:
     Returns:
         ``label``, ``holds`` (by OOD set) and ``sentences``; None if the method has neither Q' nor percentiles.
     """
-    quantity = next(
-        (part for part in (method.oodness, method.percentiles) if "id" in part and len(part) > 1), None
-    )
-    if quantity is None:
-        return None
-    medians = {key: float(np.median(values)) for key, values in quantity.items()}
-    percentiles = {key: float(np.median(values)) for key, values in method.percentiles.items()}
-    sign = 1 if quantity is method.oodness else -1
-    name = "Q'" if sign == 1 else "p"
+    p = {key: float(np.median(part)) for key, part in run.values(method, "percentile").items()}
+    q = {key: float(np.median(part)) for key, part in run.values(method, "oodness").items()}
+    name, sign, medians = ("Q'", 1, q) if "id" in q and len(q) > 1 else ("p", -1, p)
     sets = [key for key in run.sets if key in medians]
+    if "id" not in medians or not sets:
+        return None
     holds = {key: sign * medians[key] > sign * medians["id"] for key in sets}
     label, sentences = shown(method.label), []
     good, bad = ([key for key in sets if holds[key] is value] for value in (True, False))
 
     def spread(values: Mapping[str, float], keys: Sequence[str]) -> str:
-        low, high = (f"{edge(values[key] for key in keys):.4g}" for edge in (min, max))
-        return low if low == high else f"{low} to {high}"
+        ends = dict.fromkeys(f"{edge(values[key] for key in keys):.4g}" for edge in (min, max))
+        return " to ".join(ends)
 
     if good:
-        where = "every OOD set" if not bad else _listed([shown(key) for key in good])
-        both = [(name, medians)] + (
-            [("p", percentiles)] if sign == 1 and {"id", *good} <= {*percentiles} else []
-        )
-        told = "; ".join(
-            f"median {what} {values['id']:.4g} against {spread(values, good)}" for what, values in both
-        )
+        where = _listed([shown(key) for key in good]) if bad else "every OOD set"
+        told = f"median {name} {medians['id']:.4g} against {spread(medians, good)}"
+        if name != "p" and {"id", *good} <= {*p}:
+            told += f"; median p {p['id']:.4g} against {spread(p, good)}"
         sentences.append(
             f"The paper's observation holds for {where}: under the perturbation ID images move less, and so their "
             f"percentile is higher ({told})."
         )
     if bad:
-        where = "any OOD set" if not good else _listed([shown(key) for key in bad])
+        where = _listed([shown(key) for key in bad]) if good else "any OOD set"
         sentences.append(
             f"The paper's observation does not hold for {where} (median {name} {spread(medians, bad)}, of the ID images "
             f"{medians['id']:.4g}): these images do not move more than ID images. Their percentile is at least as high, "
             f"they are scaled at least as much, and so {label} does not help there."
         )
-    everything = np.concatenate(list(method.percentiles.values())) if method.percentiles else np.zeros(0)
-    if len(everything) and np.ptp(everything) < 1e-9:
+    everything = run.images.get(f"percentile_{method.name}", pd.Series(dtype=float))
+    if everything.max() - everything.min() < 1e-9:
         sentences.append(
-            f"The percentile is fixed at {everything[0]:g} (p_min = p_max), so that Q' has no influence."
+            f"The percentile is fixed at {everything.max():g} (p_min = p_max), so that Q' has no influence."
         )
     return {"label": label, "holds": holds, "sentences": sentences}
 
 
-def _search(label: str, search: pd.DataFrame, draw: Any, notes: list[str]) -> Any:
+def _search(label: str, search: pd.DataFrame, draw: _Draw, notes: list[str]) -> Drawing | Table | None:
     """Return a search as a heat map over percentiles, or as a table of its best candidates."""
     table = search.map(lambda value: value if pd.api.types.is_scalar(value) else str(value))
     try:
         table["auroc"] = pd.to_numeric(table["auroc"])
-        if "p_min" not in table and "percentile" in table:
-            pairs = table["percentile"].astype(str).str.findall(r"(?<![\w.])\d+\.?\d*(?:[eE][-+]?\d+)?")
-            if (pairs.map(len) == 2).all():
-                table = table.drop(columns="percentile")
-                table["p_min"], table["p_max"] = pairs.str[0], pairs.str[1]
-        if {"p_min", "p_max"} <= {*table}:
-            table[["p_min", "p_max"]] = table[["p_min", "p_max"]].astype(float)
         if table.empty or not table["auroc"].between(0, 100).all():
             raise ValueError("auroc: expected a percentage for every candidate")
     except (KeyError, TypeError, ValueError) as error:
         notes.append(f"{label}: search left out, it is no table of candidates with their auroc ({error})")
         return None
-    searched = [str(name) for name in table if name != "auroc" and table[name].nunique() > 1]
+    if "percentile" in table:
+        ends = table["percentile"].astype(str).str.extract(r"^\W*([\d.]+),\s*([\d.]+)\W*$").astype(float)
+        if ends.notna().all(axis=None):
+            table = table.drop(columns="percentile").assign(p_min=ends[0], p_max=ends[1])
     best = table.sort_values("auroc", ascending=False, kind="stable")
-    if {"p_min", "p_max"} <= {*table} and 1 < max(
-        table["p_min"].nunique(), table["p_max"].nunique()
-    ) <= _LARGEST_MAP:
+    searched = [str(name) for name in table if name != "auroc" and table[name].nunique() > 1]
+    if {"p_min", "p_max"} <= {*table} and 1 < max(table[["p_min", "p_max"]].nunique()) <= _LARGEST_MAP:
         aurocs = table.pivot_table(index="p_min", columns="p_max", values="auroc", aggfunc="max")
-        top = best.iloc[0]
+        top, fixed = best.iloc[0], best[best["p_min"] == best["p_max"]]
         caption = (
             f"{label}: AUROC on validation images (%), best {top['auroc']:.2f} at p_min {top['p_min']:g}, p_max "
             f"{top['p_max']:g} (framed)"
         )
-        fixed = best[best["p_min"] == best["p_max"]]
         if len(fixed):
-            caption += (
-                f"; best fixed percentile (dotted) {fixed['auroc'].iloc[0]:.2f} at {fixed['p_min'].iloc[0]:g}"
-            )
+            one = fixed.iloc[0]
+            caption += f"; best fixed percentile (dotted) {one['auroc']:.2f} at {one['p_min']:g}"
         if more := [shown(name) for name in searched if name not in ("p_min", "p_max")]:
             caption += f"; each cell is the best over {', '.join(more)}"
         return draw(figures.search_map(aurocs), f"{caption}.", f"search_{label}")
@@ -504,38 +474,15 @@ def _search(label: str, search: pd.DataFrame, draw: Any, notes: list[str]) -> An
     title = f"{label}: AUROC on validation images (%) ↑"
     title += f", the best {len(few)} of {len(best)} candidates" if len(few) < len(best) else ""
     names = searched or [str(name) for name in table if name != "auroc"]
-    rows = [
-        (
-            [
-                *(Cell(_value(row[name])) for name in names),
-                Cell(f"{row['auroc']:.2f}", mark="" if place else "best"),
-            ],
-            False,
-        )
-        for place, row in enumerate(few.to_dict("records"))
-    ]
+    rows = []
+    for place, row in enumerate(few.to_dict("records")):
+        auroc = Cell(f"{row['auroc']:.2f}", mark="" if place else "best")
+        rows.append(([*(Cell(_value(row[name])) for name in names), auroc], False))
     return Table(shown(title), [*map(shown, names), "AUROC"], rows)
 
 
 def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else shortened(shown(str(value)), 60)
-
-
-def _published_averages(found: Baselines, run: Run) -> list[Table]:
-    if found.averages is None:
-        return []
-    own = {published_name(one.label) for one in run.methods}
-    rows = []
-    for name, values in found.averages.iterrows():
-        cells = ["–" if math.isnan(value) else f"{value:.2f}" for value in values]
-        label = f"{name} (published{'; also run here' if name in own else ''})"
-        rows.append(([Cell(label), *map(Cell, cells)], True))
-    columns = ["Method", "Near FPR@95 ↓", "Near AUROC ↑", "Far FPR@95 ↓", "Far AUROC ↑"]
-    title = (
-        "Published averages (%) over other OOD sets, not comparable with the averages above (near: SSB-hard, NINCO, "
-        "ImageNet-O; far: iNaturalist, OpenImage-O, Textures, Places)"
-    )
-    return [Table(title, columns, rows)]
 
 
 def _settings(run: Run) -> list[Table]:

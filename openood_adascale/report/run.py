@@ -1,8 +1,8 @@
 """The result format: a run in memory, and as a folder.
 
-A run's folder holds ``run.json``, a table per method as OpenOOD writes it (``ood/NAME.csv`` or ``fsood/NAME.csv``), the
-candidates of each search (``search/NAME.csv``) and one table of images (``images.parquet``, or ``images.csv`` if pyarrow
-is not installed).
+A run's folder holds ``run.json``, a table per method as OpenOOD writes it (``ood/NAME.csv`` or ``fsood/NAME.csv``) and the
+candidates of each search (``search/NAME.csv``). One table of images is ``images.parquet``, or ``images.csv`` if pyarrow is
+not installed or a path is not UTF-8.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import datetime
 import json
 import math
 import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +23,16 @@ import pandas as pd
 from .._version import __version__
 from ..errors import ResultError
 from ..io import replacing
-from ..metrics import COLUMNS
 from .names import AVERAGES, SCHEMES, file_names, is_name, label_of, shortened
 from .tables import read_table, save_csv
 
 FORMAT = 1
-_FIXED = ("set", "path", "label", "prediction")
-_VALUES = {"scores": "score_", "percentiles": "percentile_", "oodness": "oodness_"}
-"""Prefixes of the columns of a method in the table of images."""
+IMAGE_COLUMNS = ("set", "path", "label", "prediction")
+"""Columns of the table of images that do not belong to a method."""
+KINDS = ("score", "percentile", "oodness")
+"""Values of a method for each image, in columns such as ``score_msp``: larger scores are more in-distribution;
+AdaSCALE's percentile p is in percent; ``oodness`` is AdaSCALE's Q'."""
 LARGEST = 1e300  # infinite scores become finite, so that they can be drawn
-
-
-@dataclass(frozen=True)
-class Images:
-    """The N images of one set, in the order of the scores."""
-
-    labels: np.ndarray
-    """(N,) int64, −1 if unknown."""
-    predictions: np.ndarray
-    """(N,) int64, classes that the network predicts, −1 if unknown."""
-    paths: tuple[str, ...] = ()
-    """N files, or none if they are unknown."""
-
-    def __post_init__(self) -> None:
-        for name in ("labels", "predictions"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), np.int64))
 
 
 @dataclass
@@ -64,12 +48,6 @@ class MethodResult:
     """In tables and figures (default: from the name)."""
     std: pd.DataFrame | None = None
     """Standard deviation over training runs, if ``table`` is a mean over several."""
-    scores: dict[str, np.ndarray] = field(default_factory=dict)
-    """By set, ``id`` for the ID images: (N,) float64, larger is more in-distribution."""
-    percentiles: dict[str, np.ndarray] = field(default_factory=dict)
-    """AdaSCALE's adaptive percentile p of each image by set: (N,) float64, in percent."""
-    oodness: dict[str, np.ndarray] = field(default_factory=dict)
-    """AdaSCALE's OODness Q' of each image by set: (N,) float64."""
     search: pd.DataFrame | None = None
     """The candidates of a search, with their AUROC on validation images (``auroc``, in percent)."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -78,16 +56,6 @@ class MethodResult:
 
     def __post_init__(self) -> None:
         self.label = self.label or label_of(self.name)
-        for kind in _VALUES:
-            checked = {}
-            for key, values in getattr(self, kind).items():
-                values = np.asarray(values, np.float64).reshape(-1)
-                if not len(values) or np.isnan(values).any():
-                    raise ResultError(
-                        f"{self.name}: {kind} of {key}: empty or NaN; expected a number per image"
-                    )
-                checked[key] = np.clip(values, -LARGEST, LARGEST)
-            setattr(self, kind, checked)
 
     def value(self, row: str, metric: str) -> tuple[float, float]:
         """Return mean and standard deviation in percent, NaN if unknown."""
@@ -114,8 +82,9 @@ class Run:
     id: str | None = None
     """Name of the ID dataset."""
     network: str | None = None
-    images: dict[str, Images] = field(default_factory=dict)
-    """By set, as the scores."""
+    images: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(IMAGE_COLUMNS)))
+    """A row per test image: ``set`` (``id`` or an OOD set), ``path`` (empty if unknown), ``label`` and ``prediction``
+    (classes, −1 if unknown), and a float64 column for each of :data:`KINDS` that a method has, NaN for sets without."""
     classes: tuple[str, ...] = ()
     """Names of the classes 0, 1, …, if known."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -140,15 +109,18 @@ class Run:
         for method in self.methods:
             if labels.count(method.label) > 1:
                 method.label = f"{method.label} [{method.name}]"
-        for key in ("id", *self.sets):
-            counts = {
-                len(values) for one in self.methods for kind in _VALUES for values in _of(one, kind, key)
-            }
-            if key in self.images:
-                images = self.images[key]
-                counts |= {len(images.labels), len(images.predictions), len(images.paths or images.labels)}
-            if len(counts) > 1:
-                raise ResultError(f"{key}: {sorted(counts)} images; expected the same images for all methods")
+        columns = [f"{kind}_{method.name}" for method in self.methods for kind in KINDS]
+        wrong = ({*self.images} ^ {*IMAGE_COLUMNS}) - {*columns}
+        wrong |= {*self.images.get("set", [])} - {"id", *self.sets}
+        if wrong:
+            raise ResultError(f"images: columns or sets {shortened(str(wrong))}; expected those of the run")
+        columns = [name for name in columns if name in self.images]
+        values = self.images[columns].astype(np.float64).clip(-LARGEST, LARGEST)
+        missing = values.isna().groupby(self.images["set"]).mean()
+        for (key, column), share in missing.stack().items():
+            if 0 < share < 1:
+                raise ResultError(f"images: {column} of {key}: NaN; expected a number per image")
+        self.images = self.images.assign(**values).astype({"label": np.int64, "prediction": np.int64})
 
     @classmethod
     def from_results(
@@ -172,47 +144,41 @@ class Run:
         first = next(iter(results.values()), None)
         if first is None:
             raise ResultError("results: {}; expected at least one method")
-        methods = []
+        methods, columns = [], {}
         for name, result in results.items():
             if (result.near, result.far, result.scheme) != (first.near, first.far, first.scheme):
                 raise ResultError(
                     f"{name}: other OOD sets or scheme than the first method; expected the same"
                 )
-            method = MethodResult(
-                name,
-                result.table,
-                (labels or {}).get(name, ""),
-                scores=result.scores,
-                search=result.search_results,
-                settings=(settings or {}).get(name, {}),
+            search, own = result.search_results, (settings or {}).get(name, {})
+            methods.append(
+                MethodResult(name, result.table, (labels or {}).get(name, ""), search=search, settings=own)
             )
-            for kind in ("percentiles", "oodness"):
-                found = {key: getattr(images, kind, None) for key, images in result.images.items()}
-                setattr(method, kind, {key: values for key, values in found.items() if values is not None})
-            method.__post_init__()
-            methods.append(method)
-        images = {
-            key: Images(one.labels, one.predictions, tuple(map(str, one.paths)))
-            for key, one in first.images.items()
-        }
-        return cls(
-            methods,
-            tuple(first.near),
-            tuple(first.far),
-            first.scheme,
-            images=images,
-            classes=tuple(first.classes),
-            **about,
-        )
+            columns[f"score_{name}"] = result.scores
+            for kind, attribute in (("percentile", "percentiles"), ("oodness", "oodness")):
+                found = {key: getattr(images, attribute, None) for key, images in result.images.items()}
+                columns[f"{kind}_{name}"] = {key: part for key, part in found.items() if part is not None}
+        images = image_table(columns, first.images)
+        sets = (tuple(first.near), tuple(first.far), first.scheme)
+        return cls(methods, *sets, images=images, classes=tuple(first.classes), **about)
 
     @property
     def sets(self) -> list[str]:
         """The OOD sets, near ones first."""
         return [*self.near, *self.far]
 
-    def files(self) -> list[str]:
-        """Return the methods' names as names of files."""
-        return file_names(method.name for method in self.methods)
+    def values(self, method: MethodResult, kind: str = "score") -> dict[str, np.ndarray]:
+        """Return a method's values by set, ``id`` first: (N,) float64; empty if it has none.
+
+        Args:
+            method: A method of the run.
+            kind: One of :data:`KINDS`.
+        """
+        column = f"{kind}_{method.name}"
+        if column not in self.images:
+            return {}
+        found = {key: part.to_numpy() for key, part in self.images.groupby("set", sort=False)[column]}
+        return {key: found[key] for key in ("id", *self.sets) if key in found and not np.isnan(found[key][0])}
 
     def ranked(self) -> list[MethodResult]:
         """Return the methods by near-OOD AUROC (far-OOD AUROC if there are no near sets), the best first."""
@@ -224,135 +190,109 @@ class Run:
         return sorted(self.methods, key=key)
 
 
-def _of(method: MethodResult, kind: str, key: str) -> list[np.ndarray]:
-    values = getattr(method, kind)
-    return [values[key]] if key in values else []
+def image_table(
+    columns: Mapping[str, Mapping[str, np.ndarray]], images: Mapping[str, Any] | None = None
+) -> pd.DataFrame:
+    """Return a run's table of images.
+
+    Args:
+        columns: Values by column and set, (N,) each.
+        images: Objects with ``labels``, ``predictions`` and ``paths`` by set (default: unknown).
+
+    Raises:
+        ResultError: If the columns have different numbers of images in a set.
+    """
+    parts = []
+    for key in dict.fromkeys(key for values in columns.values() for key in values):
+        found: dict[str, Any] = {
+            name: np.ravel(values[key]) for name, values in columns.items() if key in values
+        }
+        if images and key in images:
+            one = images[key]
+            found |= {"label": np.asarray(one.labels), "prediction": np.asarray(one.predictions)}
+            if len(one.paths):  # names of files may not be UTF-8, as pandas' text has to be
+                found["path"] = pd.Series(list(map(str, one.paths)), dtype=object)
+        counts = sorted({len(values) for values in found.values()})
+        if len(counts) > 1 or counts == [0]:
+            raise ResultError(f"{key}: {counts} images; expected the same images for all methods")
+        part = pd.DataFrame(
+            {"set": key, "path": "", "label": -1, "prediction": -1}, range(counts[0]), dtype=object
+        )
+        parts.append(part.assign(**found))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(IMAGE_COLUMNS))
 
 
 def write_run(run: Run, folder: str | Path) -> Path:
-    """Write a run to a folder and return the path of its ``run.json``.
+    """Write a run to a folder and return the path of its ``run.json``, which is written last.
 
-    Files of an earlier run in the folder that this run does not have are removed. ``run.json`` is written last: a folder
-    without it is incomplete.
+    Other files in the folder stay; the report names result tables that are not part of the run.
+
+    Args:
+        run: The run.
+        folder: Folder, made if it does not exist.
 
     Raises:
         OSError: If a file cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_earlier(folder)
-    methods = []
-    for method, file in zip(run.methods, run.files(), strict=True):
-        entry = {"name": method.name, "label": method.label, "table": f"{run.scheme}/{file}.csv"}
-        save_csv(method.table, folder / entry["table"], method.std)
-        if method.search is not None:
-            entry["search"] = f"search/{file}.csv"
-            (folder / "search").mkdir(exist_ok=True)
-            with replacing(folder / entry["search"]) as beside:
-                method.search.to_csv(beside, index=False)
-        methods.append({**entry, "settings": method.settings})
-    about = {
-        "format": FORMAT,
-        **{
-            name: getattr(run, name)
-            for name in ("version", "date", "title", "scheme", "id", "network", "near", "far", "classes")
-        },
-        "images": _write_images(run, folder),
-        "methods": methods,
-        "settings": run.settings,
-        "notes": run.notes,
-    }
     path = folder / "run.json"
+    for old in (path, folder / "images.parquet", folder / "images.csv"):
+        old.unlink(missing_ok=True)
+    methods = []
+    for method, file in zip(run.methods, file_names(one.name for one in run.methods), strict=True):
+        save_csv(method.table, folder / run.scheme / f"{file}.csv", method.std)
+        if method.search is not None:
+            (folder / "search").mkdir(exist_ok=True)
+            with replacing(folder / "search" / f"{file}.csv") as beside:
+                method.search.to_csv(beside, index=False)
+        searched = method.search is not None
+        methods.append(
+            {"name": method.name, "label": method.label, "search": searched, "settings": method.settings}
+        )
+    names = (
+        "version",
+        "date",
+        "title",
+        "scheme",
+        "id",
+        "network",
+        "near",
+        "far",
+        "classes",
+        "settings",
+        "notes",
+    )
+    about = {"format": FORMAT, **{name: getattr(run, name) for name in names}, "methods": methods}
+    about["images"] = _write_images(run.images, folder)
     with replacing(path) as beside:
         beside.write_text(json.dumps(about, indent=1, default=_plain) + "\n", encoding="utf-8")
     return path
 
 
 def _plain(value: Any) -> Any:
-    """Convert NumPy's numbers and anything else in settings to what JSON has."""
+    """Convert NumPy's numbers and anything else in settings to JSON types."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
-def _remove_earlier(folder: Path) -> None:
-    files = [folder / "images.parquet", folder / "images.csv"]
-    path = folder / "run.json"
-    if path.is_file():
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))["methods"]
-            files += [
-                _inside(folder, entry[key])
-                for entry in entries
-                for key in ("table", "search")
-                if key in entry
-            ]
-        except (ValueError, TypeError, LookupError, OSError):
-            pass  # not a run of ours: its files stay
-        path.unlink()  # first: until the new one is written the folder is incomplete
-    for file in files:
-        file.unlink(missing_ok=True)
+def _write_images(images: pd.DataFrame, folder: Path) -> str | None:
+    """Write the table of images and return its file name; None if there are no images.
 
-
-def _inside(folder: Path, name: object) -> Path:
-    """Return the path of a file that ``run.json`` names.
-
-    Raises:
-        ResultError: If it is not one of the places that :func:`write_run` writes to.
+    Paths in the folder are written relative to it, so that it can be moved.
     """
-    if not isinstance(name, str) or not re.fullmatch(
-        r"(?:ood|fsood|search)/[^/\\\0]+\.csv|images\.(?:csv|parquet)", name
-    ):
-        raise ResultError(
-            f"{folder / 'run.json'}: file {name!r}; expected ood/NAME.csv, search/NAME.csv or images.*"
-        )
-    return folder / name
-
-
-def _write_images(run: Run, folder: Path) -> str | None:
-    """Write the table of images and return its file name; None if there are no scores."""
-    values = {
-        f"{prefix}{one.name}": getattr(one, kind) for one in run.methods for kind, prefix in _VALUES.items()
-    }
-    columns: dict[str, list[Any]] = {
-        name: [] for name in (*_FIXED, *(name for name in values if values[name]))
-    }
-    for key in ("id", *run.sets):
-        count = next((len(found[key]) for found in values.values() if key in found), 0)
-        images = run.images.get(key) or Images(np.full(count, -1), np.full(count, -1))
-        paths = [_relative(path, folder) for path in images.paths] or [""] * count
-        fixed = ([key] * count, paths, images.labels.tolist(), images.predictions.tolist())
-        for name, cells in columns.items():
-            if name in _FIXED:
-                cells += fixed[_FIXED.index(name)]
-            else:
-                cells += values[name][key].tolist() if key in values[name] else [math.nan] * count
-    if not columns["set"]:
+    root = os.path.join(os.path.abspath(folder), "")
+    paths = [path and os.path.abspath(path).removeprefix(root) for path in images["path"]]
+    images = images.assign(path=pd.Series(paths, images.index, object))
+    if images.empty:
         return None
-    name = "images.parquet" if _can_be_parquet(columns["path"]) else "images.csv"
-    with replacing(folder / name) as beside:
-        if name == "images.parquet":
-            pd.DataFrame(columns).to_parquet(beside, engine="pyarrow", index=False)
-        else:  # names of files may not be UTF-8
-            with beside.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(columns)
-                writer.writerows(zip(*columns.values(), strict=True))
-    return name
-
-
-def _relative(path: str, folder: Path) -> str:
-    """Return an absolute path; relative inside the run's folder, so that this can be moved."""
-    path, root = os.path.abspath(path), os.path.abspath(folder)
-    return os.path.relpath(path, root) if path.startswith(os.path.join(root, "")) else path
-
-
-def _can_be_parquet(paths: list[str]) -> bool:
     try:
-        import pyarrow  # noqa: F401
-
-        "".join(paths).encode()
-    except (ImportError, UnicodeEncodeError):
-        return False
-    return True
+        with replacing(folder / "images.parquet") as beside:
+            images.to_parquet(beside, engine="pyarrow", index=False)
+        return "images.parquet"
+    except (ImportError, UnicodeError):
+        with replacing(folder / "images.csv") as beside:
+            images.to_csv(beside, index=False, errors="surrogateescape", quoting=csv.QUOTE_NONNUMERIC)
+        return "images.csv"
 
 
 def read_run(folder: str | Path) -> Run:
@@ -365,94 +305,41 @@ def read_run(folder: str | Path) -> Run:
     path = folder / "run.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(about, Mapping) or about.get("format") != FORMAT:
-            found = about.get("format") if isinstance(about, Mapping) else None
-            raise ResultError(
-                f"{path}: format {shortened(repr(found))}; expected {FORMAT}: run evaluate again"
-            )
+        if about["format"] != FORMAT or about["scheme"] not in SCHEMES:
+            raise ValueError(f"format {about['format']!r}, scheme {about['scheme']!r}")
         methods = []
-        for entry in about["methods"]:
-            table = read_table(_inside(folder, entry["table"]))
-            search = _read_search(_inside(folder, entry["search"])) if entry.get("search") else None
-            name, label, settings = str(entry["name"]), str(entry["label"]), dict(entry["settings"])
-            methods.append(MethodResult(name, table.mean, label, table.std, search=search, settings=settings))
-        run = Run(methods, tuple(about["near"]), tuple(about["far"]), about["scheme"])
-        run.id, run.network = (None if about[key] is None else str(about[key]) for key in ("id", "network"))
-        run.title, run.date, run.version = (str(about[key]) for key in ("title", "date", "version"))
-        run.classes, run.notes = tuple(map(str, about["classes"])), list(map(str, about["notes"]))
-        run.settings = dict(about["settings"])
-        return _with_images(run, _inside(folder, about["images"])) if about["images"] else run
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultError(f"{path}: cannot be read: {error}") from error
-    except (TypeError, ValueError, LookupError, AttributeError, csv.Error) as error:
-        if isinstance(error, ResultError):
-            raise
+        files = file_names(entry["name"] for entry in about["methods"])
+        for entry, file in zip(about["methods"], files, strict=True):
+            table = read_table(folder / about["scheme"] / f"{file}.csv")
+            search = pd.read_csv(folder / "search" / f"{file}.csv") if entry["search"] else None
+            name, label, settings = entry["name"], str(entry["label"]), dict(entry["settings"])
+            methods.append(MethodResult(name, table.mean, label, table.std, search, settings))
+        texts: dict[str, Any] = {key: str(about[key]) for key in ("title", "date", "version")}
+        texts |= {key: about[key] and str(about[key]) for key in ("id", "network")}
+        return Run(
+            methods, tuple(about["near"]), tuple(about["far"]), about["scheme"],
+            images=_read_images(folder, about["images"]), classes=tuple(map(str, about["classes"])),
+            settings=dict(about["settings"]), notes=list(map(str, about["notes"])), **texts,
+        )  # fmt: skip
+    except ResultError:
+        raise
+    except Exception as error:  # pyarrow has errors of its own for damaged files
         raise ResultError(
-            f"{path}: not a run of openood-adascale ({error!r}); expected format {FORMAT}"
+            f"{path}: not a run that can be read ({type(error).__name__}: {error}); expected "
+            f"format {FORMAT}: evaluate again"
         ) from error
 
 
-def _read_search(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: not a table of candidates: {error}") from error
-
-
-def _with_images(run: Run, path: Path) -> Run:
-    """Add scores and images to a run."""
-    table = _read_columns(path)
-    kinds = {
-        f"{prefix}{method.name}": getattr(method, kind)
-        for method in run.methods
-        for kind, prefix in _VALUES.items()
-    }
-    sets = list(dict.fromkeys(table.get("set", [])))
-    wrong = [*({*table} ^ {*_FIXED}) - {*kinds}, *{*sets} - {"id", *run.sets}]
-    if wrong:
-        raise ResultError(
-            f"{path}: columns or sets {shortened(str(wrong))}; expected those that run.json names"
+def _read_images(folder: Path, name: object) -> pd.DataFrame:
+    if name is None:
+        return pd.DataFrame(columns=list(IMAGE_COLUMNS))
+    if name == "images.parquet":
+        table = pd.read_parquet(folder / name, engine="pyarrow")
+    else:
+        table = pd.read_csv(
+            folder / "images.csv", dtype=object, keep_default_na=False, encoding_errors="surrogateescape"
         )
-    for key in sets:
-        rows = [row for row, one in enumerate(table["set"]) if one == key]
-        paths = tuple(os.path.join(path.parent, table["path"][row]) for row in rows if table["path"][row])
-        labels, predictions = (np.array([table[name][row] for row in rows], np.int64) for name in _FIXED[2:])
-        run.images[key] = Images(labels, predictions, paths if len(paths) == len(rows) else ())
-        for name in {*table} - {*_FIXED}:
-            found = np.array([table[name][row] or "nan" for row in rows], np.float64)
-            if not np.isnan(found).all():
-                kinds[name][key] = found
-    for method in run.methods:
-        method.__post_init__()  # checks the values
-    return replace(run)
-
-
-def _read_columns(path: Path) -> dict[str, list[Any]]:
-    if path.suffix == ".parquet":
-        try:
-            frame = pd.read_parquet(path, engine="pyarrow")
-        except ImportError as error:
-            raise ResultError(
-                f"{path}: pyarrow is not installed; expected it (pip install pyarrow)"
-            ) from error
-        except Exception as error:  # pyarrow has errors of its own for damaged files
-            raise ResultError(f"{path}: cannot be read as Parquet: {error}") from error
-        return {str(name): frame[name].tolist() for name in frame}
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        names, *rows = csv.reader(file)
-    return {name: list(cells) for name, cells in zip(names, zip(*rows, strict=True), strict=True)}
-
-
-def table_of(
-    rows: Mapping[str, Mapping[str, float]], near: Sequence[str], far: Sequence[str]
-) -> pd.DataFrame:
-    """Return a result table from metrics by OOD set, with the averages ``nearood`` and ``farood``."""
-    made = {}
-    for average, names in (("nearood", near), ("farood", far)):
-        if names:
-            made.update({name: rows.get(name, {}) for name in names})
-            made[average] = {
-                column: float(np.mean([rows.get(name, {}).get(column, math.nan) for name in names]))
-                for column in COLUMNS
-            }
-    return pd.DataFrame.from_dict(made, orient="index", columns=None).reindex(columns=list(COLUMNS))
+        for column in {*table} - {*IMAGE_COLUMNS[:2]}:
+            table[column] = table[column].replace("", "nan").astype(np.float64)
+    paths = [path and os.path.join(folder, path) for path in table["path"]]
+    return table.assign(path=pd.Series(paths, table.index, object))

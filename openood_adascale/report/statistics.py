@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 METRICS = ("FPR@95", "AUROC")
 RESAMPLES = 1000
 LEVEL = 0.95
-_CHUNK = 64  # resamples at a time: the arrays of 10,000 images stay in the processor's cache
+_CHUNK = 64  # resamples at a time, so that the weights of 100,000 images take 6 MB
 
 
 @dataclass(frozen=True)
@@ -65,39 +66,22 @@ def bootstrap(
     """
     methods = {name: _Sorted(sets) for name, sets in scores.items() if "id" in sets}
     counts = {key: len(values) for sets in scores.values() for key, values in sets.items()}
-    values: dict[tuple[str, str, str], np.ndarray] = {
-        (name, key, metric): np.full(resamples, np.nan)
-        for name, method in methods.items()
-        for key in method.ood
-        for metric in METRICS
-    }
+    parts: defaultdict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, _CHUNK):
-        part = slice(start, min(start + _CHUNK, resamples))
-        weights = {key: _poisson(rng, (count, part.stop - start)) for key, count in counts.items()}
+        size = min(_CHUNK, resamples - start)
+        weights = {key: rng.poisson(1, (count, size)).astype(np.uint8) for key, count in counts.items()}
         for name, method in methods.items():
             for key, pair in method.metrics(weights).items():
                 for metric, found in zip(METRICS, pair, strict=True):
-                    values[name, key, metric][part] = found
+                    parts[name, key, metric].append(found)
+    values = {place: np.concatenate(found) for place, found in parts.items()}
     for name, method in methods.items():
         for row, sets in (("nearood", near), ("farood", far)):
             if sets and set(sets) <= set(method.ood):
                 for metric in METRICS:
                     values[name, row, metric] = np.mean([values[name, key, metric] for key in sets], 0)
     return Bootstrap(values)
-
-
-def _poisson(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Draw Poisson(1) numbers as uint8 by table, about ten times as fast as ``rng.poisson``."""
-    return _TABLE[rng.integers(0, len(_TABLE), shape, np.uint16)]
-
-
-def _table() -> np.ndarray:
-    mass = np.exp(-1) / np.cumprod(np.maximum(np.arange(12), 1))
-    return np.searchsorted(np.cumsum(mass), (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.uint8)
-
-
-_TABLE = _table()
 
 
 class _Sorted:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,19 @@ class ResultTable:
     kind: str = ""
     """The script that wrote it."""
     notes: tuple[str, ...] = ()
+
+
+def table_of(
+    rows: Mapping[str, Mapping[str, float]], near: Sequence[str], far: Sequence[str]
+) -> pd.DataFrame:
+    """Return a result table from metrics by OOD set, with the averages ``nearood`` and ``farood``."""
+    known = pd.DataFrame.from_dict(dict(rows), orient="index").reindex(columns=list(COLUMNS))
+    parts = []
+    for average, names in zip(AVERAGES, (near, far), strict=True):
+        if names:
+            part = known.reindex(names).astype(float)
+            parts += [part, part.mean(skipna=False).to_frame(average).T]
+    return pd.concat(parts)
 
 
 def save_csv(
@@ -90,17 +104,6 @@ def mean_and_std(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataF
     return mean, std
 
 
-def is_result_file(path: Path) -> bool:
-    """Return True if the file starts with the header of a result table.
-
-    Raises:
-        OSError: If the file cannot be read.
-    """
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        line = file.readline(4096)  # another CSV may be one line of gigabytes
-    return [cell.strip() for cell in line.split(",")[1:3]] == list(COLUMNS[:2])
-
-
 def find_tables(folder: Path) -> tuple[list[Path], list[str]]:
     """Return the result tables below a folder, and a note for each CSV that cannot be read."""
     tables, notes = [], []
@@ -108,11 +111,22 @@ def find_tables(folder: Path) -> tuple[list[Path], list[str]]:
         try:
             if not path.is_file():  # a pipe would block
                 notes.append(f"{path}: not a regular file")
-            elif is_result_file(path):
-                tables.append(path)
+                continue
+            with path.open(encoding="utf-8-sig", errors="replace") as file:
+                head = file.readline(4096).split(",")  # another CSV may be one line of gigabytes
         except OSError as error:
             notes.append(f"{path}: {error.strerror}")
+        else:
+            if [cell.strip() for cell in head[1:3]] == list(COLUMNS[:2]):
+                tables.append(path)
     return tables, notes
+
+
+class _Row(NamedTuple):
+    line: int
+    name: str
+    mean: list[float]
+    std: list[float]
 
 
 def read_table(path: str | Path) -> ResultTable:
@@ -134,69 +148,64 @@ def read_table(path: str | Path) -> ResultTable:
             f"{path}, line 1: the header is {shortened(','.join(header))!r}; expected ',{','.join(COLUMNS)}' "
             f"(eval_ood.py, eval_ood_imagenet.py) or 'dataset,{','.join(COLUMNS)}' (main.py)"
         )
-    rows = [(number, cells[0].strip(), *_parse(path, number, cells)) for number, cells in lines[1:]]
-    kind = "a single training run"
-    notes: tuple[str, ...] = ()
+    rows = [_parse(path, line, cells) for line, cells in lines[1:]]
+    kind, notes = "a single training run", tuple[str, ...]()
     if header[0] == "dataset":
-        kind = "main.py"
-        rows, notes = _last_block(path, rows)
-    near, far = _sides(path, [(number, name) for number, name, *_ in rows])
-    names = [name for _, name, *_ in rows]
-    mean, std = (pd.DataFrame([row[part] for row in rows], names, list(COLUMNS)) for part in (2, 3))
-    if std.notna().any(axis=None):
-        return ResultTable(near, far, mean, std, "eval_ood.py, mean ± std over training runs", notes)
-    return ResultTable(near, far, mean, None, kind, notes)
+        kind, (rows, notes) = "main.py", _last_block(path, rows)
+    near, far = _sides(path, rows)
+    names = [row.name for row in rows]
+    mean, std = (
+        pd.DataFrame(part, names, list(COLUMNS)) for part in zip(*[row[2:] for row in rows], strict=True)
+    )
+    if std.isna().all(axis=None):
+        return ResultTable(near, far, mean, None, kind, notes)
+    return ResultTable(near, far, mean, std, "eval_ood.py, mean ± std over training runs", notes)
 
 
-def _parse(path: Path, number: int, cells: list[str]) -> tuple[list[float], list[float]]:
+def _parse(path: Path, line: int, cells: list[str]) -> _Row:
     if len(cells) != 1 + len(COLUMNS):
-        raise ResultError(f"{path}, line {number}: {len(cells)} columns; expected {1 + len(COLUMNS)}")
-    mean, std = [], []
+        raise ResultError(f"{path}, line {line}: {len(cells)} columns; expected {1 + len(COLUMNS)}")
+    row = _Row(line, cells[0].strip(), [], [])
     for column, cell in zip(COLUMNS, cells[1:], strict=True):
         match = _CELL.fullmatch(cell) if len(cell) <= _LONGEST_CELL else None
-        optional = column not in METRICS and re.fullmatch(r"(nan)?( ± nan)?", cell.strip())
-        parts = [float(part) for part in match.groups() if part] if match else [math.nan]
-        # The standard deviation of one training run may be NaN.
-        valid = match and 0 <= parts[0] <= 100 and all(math.isnan(part) or 0 <= part <= 100 for part in parts)
-        if not (valid or optional):
+        mean, std = (float(part or "nan") for part in match.groups()) if match else (math.nan, math.nan)
+        # Other columns may be empty; the standard deviation of one training run may be NaN.
+        optional = column not in COLUMNS[:2] and re.fullmatch(r"(nan)?( ± nan)?", cell.strip())
+        if not (optional or (0 <= mean <= 100 and not (std < 0 or std > 100))):
             raise ResultError(
-                f"{path}, line {number}, column {column}: {shortened(cell)!r}; "
+                f"{path}, line {line}, column {column}: {shortened(cell)!r}; "
                 "expected a percentage from 0 to 100, such as '84.42' or '84.42 ± 0.33'"
             )
-        mean.append(parts[0])
-        std.append(parts[1] if len(parts) > 1 else math.nan)
-    return mean, std
+        row.mean.append(mean)
+        row.std.append(std)
+    return row
 
 
-METRICS = COLUMNS[:2]
-_Rows = list[tuple[int, str, list[float], list[float]]]
-
-
-def _last_block(path: Path, rows: _Rows) -> tuple[_Rows, tuple[str, ...]]:
+def _last_block(path: Path, rows: list[_Row]) -> tuple[list[_Row], tuple[str, ...]]:
     """Return the last complete block of main.py's file, from its last 'farood' back to a repeated name."""
-    ends = [place for place, (_, name, *_) in enumerate(rows) if name == "farood"]
+    ends = [place for place, row in enumerate(rows) if row.name == "farood"]
     start = end = ends[-1] if ends else -1
     seen: set[str] = set()
-    while start >= 0 and rows[start][1] not in seen:
-        seen.add(rows[start][1])
+    while start >= 0 and rows[start].name not in seen:
+        seen.add(rows[start].name)
         start -= 1
-    block = rows[start + 1 : end + 1]
     if "nearood" not in seen:
-        names = shortened(str([name for _, name, *_ in rows]))
+        names = shortened(str([row.name for row in rows]))
         raise ResultError(f"{path}: no complete run; expected rows of {_ORDER}, found {names}")
-    note = f"{len(ends)} complete run(s); the last one is used (lines {block[0][0]}–{block[-1][0]})"
+    block = rows[start + 1 : end + 1]
+    note = f"{len(ends)} complete run(s); the last one is used (lines {block[0].line}–{block[-1].line})"
     if end + 1 < len(rows):
-        note += f"; the unfinished run from line {rows[end + 1][0]} on is ignored"
+        note += f"; the unfinished run from line {rows[end + 1].line} on is ignored"
     return block, (note,)
 
 
-def _sides(path: Path, rows: list[tuple[int, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _sides(path: Path, rows: list[_Row]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the near and far OOD sets of a table's rows."""
     spellings: dict[str, str] = {}
-    sides: dict[str, list[str]] = {}
+    sides: dict[str, tuple[str, ...]] = {}
     waiting: list[str] = []
-    for number, name in rows:
-        where, known = f"{path}, line {number}", canonical_set(name)
+    for line, name, *_ in rows:
+        where, known = f"{path}, line {line}", canonical_set(name)
         if not is_name(name) or name == "id" or (known.replace("_", "") in AVERAGES and name not in AVERAGES):
             raise ResultError(f"{where}: the row {shortened(name)!r}; expected {_ORDER}")
         if known in spellings:
@@ -209,8 +218,8 @@ def _sides(path: Path, rows: list[tuple[int, str]]) -> tuple[tuple[str, ...], tu
         elif not waiting or (name == "nearood" and "farood" in sides):
             raise ResultError(f"{where}: {name!r} is out of place; expected {_ORDER}")
         else:
-            sides[name], waiting = waiting, []
+            sides[name], waiting = tuple(waiting), []
     if waiting or not sides:
         last = shortened(waiting[-1]) if waiting else ""
         raise ResultError(f"{path}: the last row is {last!r}; expected {_ORDER}")
-    return tuple(sides.get("nearood", ())), tuple(sides.get("farood", ()))
+    return sides.get("nearood", ()), sides.get("farood", ())

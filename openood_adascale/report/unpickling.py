@@ -13,21 +13,15 @@ import pickletools
 import re
 from collections.abc import Callable
 from math import prod
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import numpy as np
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {
-    "BoolStorage": "?",
-    "ByteStorage": "<u1",
-    "CharStorage": "<i1",
-    "ShortStorage": "<i2",
-    "IntStorage": "<i4",
-    "LongStorage": "<i8",
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-}
+    "BoolStorage": "?", "ByteStorage": "<u1", "CharStorage": "<i1", "ShortStorage": "<i2", "IntStorage": "<i4",
+    "LongStorage": "<i8", "FloatStorage": "<f4", "DoubleStorage": "<f8",
+}  # fmt: skip
 
 
 class _Dtype:
@@ -67,20 +61,46 @@ def _numbers(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str = "C
     return np.frombuffer(data, dtype.value).reshape(shape, order="F" if order == "F" else "C")
 
 
-def _check_memo(file: IO[bytes]) -> None:
-    """Reject memo keys that are not consecutive, since Python allocates memory up to the largest one.
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes text as {encoding!r}; NumPy uses 'latin1'")
+    return text.encode("latin1")
 
-    The file's position is kept.
+
+def _storage(data: bytes) -> np.ndarray:
+    """Read a tensor's values: five small pickles (the fourth has type and length), then the raw numbers.
+
+    ``torch.load`` could execute such bytes even with ``weights_only=True`` before PyTorch 2.6.
     """
-    start, too_large = file.tell(), None
-    with contextlib.suppress(Exception):  # a damaged pickle fails when it is loaded
-        for count, (step, number, _) in enumerate(pickletools.genops(file)):
-            if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(number, int) and number > count:
-                too_large = number
-                break
-    file.seek(start)
-    if too_large is not None:
-        raise pickle.UnpicklingError(f"damaged: memo key {too_large}")
+    stream = io.BytesIO(data)
+    magic, version, system, (kind, code, *_), _ = (_StorageUnpickler(stream).load() for _ in range(5))
+    if (magic, version, system["little_endian"], kind) != (_TORCH_MAGIC, 1001, True, "storage"):
+        raise pickle.UnpicklingError("a tensor's values are not in torch's format")
+    if code not in _STORAGES.values():
+        raise pickle.UnpicklingError(f"a tensor of type {code!r}; expected numbers or booleans")
+    count = int.from_bytes(stream.read(8), "little")
+    return np.frombuffer(data, np.dtype(code), count, stream.tell())
+
+
+def _tensor(
+    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+) -> np.ndarray:
+    if stride != tuple(prod(size[axis + 1 :]) for axis in range(len(size))):
+        raise pickle.UnpicklingError(f"a tensor of strides {stride}; expected a contiguous one")
+    return storage[offset : offset + prod(size)].reshape(size)
+
+
+_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy._core.multiarray", "scalar"): lambda dtype, data: _numbers(data, dtype, (1,))[0].item(),
+    ("numpy._core.numeric", "_frombuffer"): _numbers,
+    ("numpy", "ndarray"): lambda: None,  # named by _reconstruct, never called
+    ("numpy", "dtype"): _Dtype,
+    ("collections", "OrderedDict"): lambda *_: {},
+    ("_codecs", "encode"): _encode,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch.storage", "_load_from_bytes"): _storage,
+}
 
 
 class NumbersUnpickler(pickle.Unpickler):
@@ -90,81 +110,36 @@ class NumbersUnpickler(pickle.Unpickler):
     arrays out of the loaded value with :func:`as_array`.
     """
 
-    _KNOWN: ClassVar[dict[tuple[str, str], str]] = {
-        **{(f"numpy.{core}.multiarray", "_reconstruct"): "_reconstruct" for core in ("core", "_core")},
-        **{(f"numpy.{core}.multiarray", "scalar"): "_scalar" for core in ("core", "_core")},
-        **{(f"numpy.{core}.numeric", "_frombuffer"): "_frombuffer" for core in ("core", "_core")},
-        ("numpy", "ndarray"): "_ndarray",
-        ("numpy", "dtype"): "_dtype",
-        ("collections", "OrderedDict"): "_dict",
-        ("_codecs", "encode"): "_encode",
-        ("torch._utils", "_rebuild_tensor_v2"): "_tensor",
-        ("torch.storage", "_load_from_bytes"): "_storage",
-    }
-
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
         self._file = file
 
     def load(self) -> Any:
         """Return the value at the file's position."""
-        _check_memo(self._file)
+        start, too_large = self._file.tell(), None
+        with contextlib.suppress(Exception):  # a damaged pickle fails when it is loaded
+            for count, (step, number, _) in enumerate(pickletools.genops(self._file)):
+                if (
+                    step.name in ("PUT", "BINPUT", "LONG_BINPUT")
+                    and isinstance(number, int)
+                    and number > count
+                ):
+                    too_large = number  # Python allocates memory up to the largest key
+                    break
+        if too_large is not None:
+            raise pickle.UnpicklingError(f"damaged: memo key {too_large}")
+        self._file.seek(start)
         return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         """Return this module's replacement for a name."""
-        if (module, name) not in self._KNOWN:
+        known = _KNOWN.get((re.sub(r"^numpy\.core\.", "numpy._core.", module), name))
+        if known is None:
             raise pickle.UnpicklingError(
                 f"it names {module}.{name}, which saved scores do not contain; nothing was executed"
             )
-        known: Callable[..., object] = getattr(self, self._KNOWN[module, name])
         # A new function each time, so that attributes that a pickle sets on it are lost.
         return lambda *args: known(*args)
-
-    def _reconstruct(self, *_: object) -> _Array:
-        return _Array()
-
-    def _ndarray(self, *_: object) -> None:
-        raise pickle.UnpicklingError("it calls numpy.ndarray, which saved scores do not")
-
-    def _dtype(self, *args: object) -> _Dtype:
-        return _Dtype(*args)
-
-    def _scalar(self, dtype: _Dtype, data: bytes) -> float:
-        number: float = _numbers(data, dtype, (1,))[0].item()
-        return number
-
-    def _frombuffer(self, data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-        return _numbers(data, dtype, shape, order)
-
-    def _dict(self, *_: object) -> dict[object, object]:
-        return {}
-
-    def _encode(self, text: str, encoding: str) -> bytes:
-        if encoding != "latin1":
-            raise pickle.UnpicklingError(f"it encodes text as {encoding!r}; NumPy uses 'latin1'")
-        return text.encode("latin1")
-
-    def _storage(self, data: bytes) -> np.ndarray:
-        """Read a tensor's values: five small pickles (the fourth has type and length), then the raw numbers.
-
-        ``torch.load`` could execute such bytes even with ``weights_only=True`` before PyTorch 2.6.
-        """
-        stream = io.BytesIO(data)
-        magic, version, system, (kind, code, *_), _ = (_StorageUnpickler(stream).load() for _ in range(5))
-        if (magic, version, system["little_endian"], kind) != (_TORCH_MAGIC, 1001, True, "storage"):
-            raise pickle.UnpicklingError("a tensor's values are not in torch's format")
-        if code not in _STORAGES.values():
-            raise pickle.UnpicklingError(f"a tensor of type {code!r}; expected numbers or booleans")
-        count = int.from_bytes(stream.read(8), "little")
-        return np.frombuffer(data, np.dtype(code), count, stream.tell())
-
-    def _tensor(
-        self, storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
-    ) -> np.ndarray:
-        if stride != tuple(prod(size[axis + 1 :]) for axis in range(len(size))):
-            raise pickle.UnpicklingError(f"a tensor of strides {stride}; expected a contiguous one")
-        return storage[offset : offset + prod(size)].reshape(size)
 
 
 class _StorageUnpickler(NumbersUnpickler):

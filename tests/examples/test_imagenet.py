@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from command_line import call_here as call
+from helpers import call
 from PIL import Image
 from torch import nn
 
@@ -50,7 +50,7 @@ def data(tmp_path):
     """The clones, but for those of near-OOD scenes and of cells."""
     module = script("imagenet_data")
     folder = tmp_path / "data"
-    pictures(folder / module.KNOWN, [f"n{number:08}_some_thing.JPEG" for number in range(20)], 1)
+    pictures(folder / module.ID, [f"n{number:08}_some_thing.JPEG" for number in range(20)], 1)
     for name in (*module.VALIDATION, *module.SETS["far"]["textures"][1], "cobwebbed"):
         pictures(folder / module.TEXTURES / name, [f"{name}_{number}.jpg" for number in range(3)], 2)
     for name in (*module.SETS["near"]["flowers"][1], "daisy"):
@@ -65,7 +65,7 @@ def lines_of(file):
     return [tuple(line.rsplit(" ", 1)) for line in Path(file).read_text().splitlines()]
 
 
-def test_lists(data, capsys):
+def test_image_lists_hold_the_chosen_images_and_no_others(data, capsys):
     script("imagenet_data").main([str(data)])
     told = capsys.readouterr().out
     assert "scenes: left out" in told
@@ -87,7 +87,7 @@ def test_lists(data, capsys):
 
 
 @pytest.mark.drawn
-def test_evaluation_search_and_table(data, capsys):
+def test_evaluation_and_search_share_features_and_make_a_table(data, capsys):
     script("imagenet_data").main([str(data)])
     network, out = f"{data.parent / 'net.py'}:network", data.parent / "out"
     words = [
@@ -137,7 +137,7 @@ def test_evaluation_search_and_table(data, capsys):
     assert (out / "bars.png").stat().st_size > 1000
 
 
-def test_what_is_missing_is_said(data):
+def test_missing_repository_is_an_error_that_names_it(data):
     module = script("imagenet_data")
     with pytest.raises(SystemExit, match="there is none; clone it"):
         module.main([str(data.parent)])
@@ -148,7 +148,7 @@ def test_what_is_missing_is_said(data):
         script("table").main([str(data)])
 
 
-def test_the_network_from_the_index(tmp_path, monkeypatch):
+def test_network_is_built_from_the_installed_packages(tmp_path, monkeypatch):
     class EfficientNet(nn.Linear):
         @classmethod
         def from_name(cls, name):
@@ -175,7 +175,7 @@ def test_the_network_from_the_index(tmp_path, monkeypatch):
     assert pixels[:, 0, 0].tolist() == pytest.approx([0, 1, -127 / 128], abs=1e-6)
 
 
-def test_the_commands_of_the_readme_are_there():
+def test_readme_names_every_script():
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     blocks = [block.partition("```")[0] for block in text.split("```bash\n")[1:]]
     named = [word.partition(":")[0] for block in blocks for word in shlex.split(block, comments=True)]

@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "postprocessors"
 METHODS = {"adascale", "adascale_logit", "adascale_joint", "adascale_logit_joint", "optfs", "lts", "bfact"}
 
 
-def test_names():
+def test_presets_have_names_of_their_own_and_a_file_each():
     names = presets()["name"]
     assert names.is_unique
     assert len(names) == len(hyperparameters()) == 24
@@ -24,7 +24,7 @@ def test_names():
 
 
 @pytest.mark.parametrize("row", presets().to_dict("records"), ids=lambda row: row["name"])
-def test_a_file_has_the_tables_numbers(row):
+def test_preset_file_has_the_numbers_of_the_table(row):
     text = (CONFIGS / f"{row['name']}.yml").read_text(encoding="utf-8")
     found = yaml.safe_load(text)["postprocessor"]
     assert found["name"] == row["name"]
@@ -38,14 +38,14 @@ def test_a_file_has_the_tables_numbers(row):
     assert row["network"] in text
 
 
-def test_the_files_are_what_the_table_makes(tmp_path):
+def test_write_makes_the_packaged_files(tmp_path):
     for path in write(tmp_path):
         assert path.read_text(encoding="utf-8") == (CONFIGS / path.name).read_text(encoding="utf-8")
     with pytest.raises(KeyError):
         yml("adascale_vgg")
 
 
-def test_the_command_line_lists_them(capsys):
+def test_presets_command_lists_every_preset(capsys):
     from openood_adascale.cli import main
 
     assert main(["presets"]) == 0

@@ -7,7 +7,7 @@ import numpy as np
 from openood_adascale import published
 
 
-def test_every_row_has_figures_in_percent_and_a_source():
+def test_results_have_percentages_and_a_source_in_every_row():
     table = published.results()
     assert list(table.columns) == [
         "dataset", "network", "method", "scheme", "ood_set", "fpr95", "auroc", "source", "note",
@@ -20,7 +20,7 @@ def test_every_row_has_figures_in_percent_and_a_source():
     assert not table.duplicated(keys).any()
 
 
-def test_table_2_is_whole():
+def test_results_hold_all_of_table_2():
     table = published.results()
     table = table[table["source"].str.startswith("paper Table 2")]
     assert set(table["ood_set"]) == {"near-average", "far-average"}
@@ -32,7 +32,7 @@ def test_table_2_is_whole():
     assert np.abs(mean.loc[ours] - told.loc[ours].reindex(mean.loc[ours].index)).max(axis=None) < 0.02
 
 
-def test_hyperparameters_are_the_papers():
+def test_hyperparameters_are_those_of_the_paper():
     table = published.hyperparameters().set_index(["variant", "dataset", "network"])
     assert len(table) == 24
     regnet = table.loc[("A", "imagenet", "regnet-y-16gf")]
@@ -40,7 +40,7 @@ def test_hyperparameters_are_the_papers():
     assert (table["p_min"] < table["p_max"]).all()
 
 
-def test_notes_say_how_the_authors_files_were_made():
+def test_results_note_deviations_of_the_authors_files():
     table = published.results()
     noted = table[table["note"] != ""]
     assert noted["source"].str.startswith("the authors'").all()

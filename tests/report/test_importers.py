@@ -1,4 +1,4 @@
-"""OpenOOD's own folders: tables, scores, and what their paths say."""
+"""OpenOOD's own folders: tables, scores, and the names in their paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from report_files import (
+from helpers import (
     CIFAR10,
     HEADER,
     IMAGENET,
@@ -255,7 +255,6 @@ def test_pickle_by_the_back_door_is_an_error(tmp_path, payload):
     (tmp_path / "s.pkl").write_bytes(payload)
     with pytest.raises(ResultError, match=r"not a score file that can be read safely|not the scores of"):
         read_scores(tmp_path / "s.pkl")
-    assert not vars(NumbersUnpickler._dtype)
 
 
 # Paths.
@@ -321,7 +320,16 @@ def test_folder_of_several_kinds_of_files_is_one_run_per_scheme(tmp_path):
     method = ood.methods[2]
     assert 80 < method.value("nearood", "AUROC")[0] < 100
     assert method.value("nearood", "ACC")[0] == 75
-    assert len(fsood.methods[1].scores["id"]) == 300
+    assert len(fsood.values(fsood.methods[1])["id"]) == 300
+
+
+def test_scores_of_sets_that_no_table_has_are_left_out(tmp_path):
+    table = flat(70).drop(index=["textures", "openimage_o"])
+    imagenet_csv(tmp_path / "ood" / "msp.csv", table)
+    save_scores(tmp_path / "scores" / "msp.pkl", evaluator_scores())
+    (run,) = load(tmp_path)
+    assert run.far == ("inaturalist",)
+    assert list(run.values(run.methods[0])) == ["id", *SETS["near"], "inaturalist"]
 
 
 def test_seeds_of_main_py_become_mean_and_standard_deviation(tmp_path):
@@ -372,4 +380,4 @@ def test_scores_that_do_not_fit_are_noted(tmp_path):
     assert "MSP: nearood AUROC is 70.00 in the table" in notes
     assert "images in different orders" in notes
     assert "LTS: scores left out; they are of other numbers of images" in notes
-    assert [bool(one.scores) for one in run.methods] == [True, True, False, True]
+    assert [bool(run.values(one)) for one in run.methods] == [True, True, False, True]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from openood_adascale.metrics import fpr95_auroc
-from openood_adascale.report.statistics import _poisson, _Sorted, bootstrap
+from openood_adascale.report.statistics import _Sorted, bootstrap
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 12], ids=["many ties", "ties", "no ties"])
@@ -87,10 +87,3 @@ def test_bootstrap_has_a_seed_and_leaves_out_what_is_not_there():
     assert not np.array_equal(first.values["one", "a", "AUROC"], other.values["one", "a", "AUROC"])
     assert first.interval("two", "a", "AUROC") is first.interval("one", "nearood", "AUROC") is None
     assert not first.equal("one", "two", "a", "AUROC")
-
-
-def test_poisson_weights_have_the_right_moments():
-    drawn = _poisson(np.random.default_rng(0), (1000, 1000))
-    assert drawn.mean() == pytest.approx(1, abs=0.01)
-    assert drawn.var() == pytest.approx(1, abs=0.01)
-    assert np.mean(drawn == 0) == pytest.approx(np.exp(-1), abs=0.002)
