@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-import openood_bench as bench
-import openood_runs as runs  # noqa: F401  (for the others here)
+import openood_support as bench  # for the others here, too
 
 
 def images_of(n_val: int, n_ood_val: int, root: Path) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from torch import nn
 
 from openood_adascale import AdaSCALE, functional
 from openood_adascale.features.head import LinearHead
-from openood_adascale.features.modes import WeightsVersion
-from openood_adascale.features.statistics import FeatureStatistics, Perturbation
+from openood_adascale.features.network import WeightsVersion
+from openood_adascale.features.statistics import Features, FeatureStatistics, Perturbation
 from openood_adascale.metrics import auroc
 
 
@@ -75,7 +75,7 @@ def outside_the_network(table: Table, repeats: int, device: torch.device) -> Non
     head = LinearHead(network.fc.weight.detach(), network.fc.bias.detach())
     detector = AdaSCALE(network).set_state(torch.rand(5000, dtype=torch.float64).mul(100).sort().values)
     z = activation @ head.weight.T
-    features = (z, z.argmax(1), activation, {perturbation: activation + 0.1}, head)
+    features = Features(z, z.argmax(1), activation, {perturbation: activation + 0.1}, head)
 
     def plain() -> None:
         with torch.no_grad():
@@ -83,7 +83,7 @@ def outside_the_network(table: Table, repeats: int, device: torch.device) -> Non
 
     def ours() -> None:
         images + 0.5 * functional.perturbation_direction(gradient, 0.05, "trivial")
-        statistics = FeatureStatistics.from_features(*features, detector.settings.request())
+        statistics = FeatureStatistics.from_features(features, detector.settings.request())
         detector.score_statistics(statistics, detector.settings, detector.state)
 
     found = side_by_side({"plain": plain, "ours": ours}, repeats, device)
@@ -139,13 +139,13 @@ def parts_of_a_batch(table: Table, network: nn.Module, images: torch.Tensor, rep
             features(images)
 
     features = detector.extractor.extract(images, [perturbation])
-    statistics = FeatureStatistics.from_features(*features, detector.settings.request())
+    statistics = FeatureStatistics.from_features(features, detector.settings.request())
     gradient = torch.randn_like(images)
     calls = {
         "all": lambda: detector.score(images),
         "passes": passes,
         "direction": lambda: functional.perturbation_direction(gradient, 0.05, "trivial"),
-        "statistics": lambda: FeatureStatistics.from_features(*features, detector.settings.request()),
+        "statistics": lambda: FeatureStatistics.from_features(features, detector.settings.request()),
         "scores": lambda: detector.score_statistics(statistics, detector.settings, detector.state),
         "weights check": detector.require_fitted,
     }

@@ -2,7 +2,7 @@
 
 One process with ``run --postprocessors``, with an empty and with a filled cache, against one script after another:
 
-    python benchmarks/openood_baselines.py [--train 60] [--val 40] [--test 30] [--names msp,knn]
+    python benchmarks/openood_baselines.py [--train 60] [--val 40] [--test 30] [--workers 0] [--names msp,knn]
 
 Images are scikit-learn's digits and photos, the network is OpenOOD's ResNet18_32x32. Needs the extras `test` and `openood`.
 The tables of the three ways are compared; the exit status is 1 if a target is missed or a table differs.
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from data import bench, runs
+from data import bench
 
 BASELINES = (
     "msp", "ebo", "gen", "klm", "temp_scaling", "gradnorm", "react", "ash", "scale", "vra", "dice", "knn", "nnguide",
@@ -57,19 +57,20 @@ def prepare(root: Path, options: argparse.Namespace) -> Path:
         from openood.networks.resnet18_32x32 import ResNet18_32x32
     torch.manual_seed(0)
     net = ResNet18_32x32(num_classes=10)
-    runs.train_digits(net, *runs.cifar10_batch(root / "data", "train"), steps=40, learning_rate=0.03)
+    bench.train_digits(net, *bench.cifar10_batch(root / "data", "train"), steps=40, learning_rate=0.03)
     torch.save(net.state_dict(), results / "s0/best.ckpt")
     return results
 
 
-def timed(checkout: Path, arguments: list[str]) -> float:
+def timed(checkout: Path, arguments: list[str], workers: int) -> float:
     """Run Python in the checkout and return the seconds it took."""
     path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
+    variables = {"PYTHONPATH": path, "OPENOOD_ADASCALE_WORKERS": str(workers)}
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=checkout,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
     )
@@ -97,6 +98,12 @@ def main() -> int:
     parser.add_argument(
         "--names", default=",".join([*BASELINES, *OURS]), help="postprocessors (default: all 23)"
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="reading processes per loader, in all ways; eval_ood.py has 8 (default: 0)",
+    )
     options = parser.parse_args()
     names = options.names.split(",")
     with tempfile.TemporaryDirectory() as folder:
@@ -115,12 +122,12 @@ def main() -> int:
         ]
         seconds, found = {}, {}
         for way in ("empty cache", "filled cache"):
-            seconds[way] = timed(checkout, many)
+            seconds[way] = timed(checkout, many, options.workers)
             found[way] = tables(results)
             print(f"{len(names)} postprocessors in one process, {way}: {seconds[way]:.1f} s", flush=True)
         seconds["one"] = 0.0
         for name in names:
-            taken = timed(checkout, [*script, "--postprocessor", name])
+            taken = timed(checkout, [*script, "--postprocessor", name], options.workers)
             seconds["one"] += taken
             print(f"  {name} alone: {taken:.1f} s", flush=True)
         found["one"] = tables(results)

@@ -24,7 +24,7 @@ from openood_adascale.detectors.search import candidates
 from openood_adascale.features.collect import collect_statistics
 from openood_adascale.features.extractor import FeatureExtractor
 from openood_adascale.features.head import LinearHead
-from openood_adascale.features.statistics import FeatureRequest, FeatureStatistics
+from openood_adascale.features.statistics import FeatureRequest, Features, FeatureStatistics
 
 HERE = Path(__file__).resolve().parent
 PERCENTILES = AdaSCALE.default_sweep["percentile_list"]
@@ -87,8 +87,8 @@ def statistics_size(table: Table) -> None:
         activation = torch.rand(1000, 2048)
         perturbed = dict.fromkeys(request.perturbations, activation)
         z, prediction = torch.zeros(1000, 1000), torch.zeros(1000, dtype=torch.int64)
-        features = (z, prediction, activation, perturbed, head)
-        parts.append(FeatureStatistics.from_features(*features, request).cpu())
+        features = Features(z, prediction, activation, perturbed, head)
+        parts.append(FeatureStatistics.from_features(features, request).cpu())
     tensors = FeatureStatistics.cat(parts).parts.values()
     size = sum(t.numel() * t.element_size() for t in tensors) / 1e9
     table.add(

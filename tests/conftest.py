@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from tiny import TinyNet
+    from networks import TinyNet
     from torch import Tensor
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each of the processes that share the cores, and theirs
@@ -53,7 +53,7 @@ def network() -> TinyNet:
 @functools.cache
 def _trained_network() -> TinyNet:
     import torch
-    from tiny import TinyNet
+    from networks import TinyNet
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -67,14 +67,14 @@ def _trained_network() -> TinyNet:
 
 @pytest.fixture
 def id_images() -> Tensor:
-    from tiny import make_images
+    from networks import make_images
 
     return make_images(50, 1)
 
 
 @pytest.fixture
 def ood_images() -> Tensor:
-    from tiny import make_images
+    from networks import make_images
 
     return make_images(40, 2, shift=0.7)
 

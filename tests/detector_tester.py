@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import reference
 import torch
-from tiny import make_loader
+from networks import make_loader
 from torch import Tensor, nn
 
 from openood_adascale.detectors.base import Detector, StreamingDetector

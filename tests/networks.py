@@ -1,11 +1,43 @@
-"""Networks that differ in where the head is, what they return and what wraps them."""
+"""Small networks, images and loaders for all tests."""
+
+from __future__ import annotations
 
 from types import SimpleNamespace
 
 import torch
-from tiny import TinyNet
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.utils.data import DataLoader, TensorDataset
+
+HEAD = 5
+"""Images that run through a network to find its head: two, the same two again, and one alone."""
+
+
+class TinyNet(nn.Module):
+    """64 rectified activations, dropout and batch norm, so that a wrong mode shows."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.5),
+        )  # fmt: skip
+        self.fc = nn.Linear(64, 5, bias=bias)
+        self.calls: list[int] = []
+        """Sizes of the batches so far."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls.append(len(images))
+        return self.fc(self.features(images))
+
+
+def make_images(count: int, seed: int, shift: float = 0.0) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def make_loader(images: Tensor, batch_size: int = 16, **kwargs) -> DataLoader:
+    labels = torch.arange(len(images)) % 5
+    return DataLoader(TensorDataset(images, labels), batch_size=batch_size, **kwargs)
 
 
 class ReturnFeature(TinyNet):
@@ -288,7 +320,7 @@ NO_LINEAR_HEAD = [CosineLayer, Tempered, Adapter, FakeQuantised, IntegerWeight]
 
 
 class Clamped(TinyNet):
-    """What follows the head is inactive on small logits."""
+    """The operation after the head is inactive on small logits."""
 
     limit = float("inf")
 
@@ -366,3 +398,41 @@ class Counting(TinyNet):
     def forward(self, images):
         self.runs += 1
         return super().forward(images)
+
+
+SEEN: list[int] = []
+"""Sizes of the batches that went through any Net, also through its parts."""
+
+
+class Counter(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        SEEN.append(len(images))
+        return images
+
+
+def images_seen(call):
+    """Return the number of images that went through the networks during a call."""
+    SEEN.clear()
+    call()
+    return sum(SEEN)
+
+
+class Net(TinyNet):
+    """With the parts that pytorch-ood's detectors take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(Counter(), *self.features)
+
+    def maps(self, images: Tensor) -> Tensor:
+        return self.features(images)[:, :, None, None]
+
+    def from_maps(self, maps: Tensor) -> Tensor:
+        return self.fc(maps.flatten(1))
+
+
+def known_and_unknown(known: Tensor, unknown: Tensor) -> DataLoader:
+    """Return a loader of both in turn, the OOD images with labels below 0."""
+    labels = torch.cat([torch.arange(len(known)) % 5, -1 - torch.arange(len(unknown)) % 3])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(torch.cat([known, unknown])[order], labels[order]), batch_size=16)

@@ -1,4 +1,4 @@
-"""Every code block of the documents: run as it stands, after the others of its page, or marked why not."""
+"""Code blocks of the documents; each runs after the earlier ones of its page, unless it is marked as not run."""
 
 from __future__ import annotations
 
@@ -11,58 +11,57 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import documented
+import helpers
 import numpy as np
 import pytest
 import reference
 import yaml
-from code_blocks import Block, all_blocks, blocks_of
-from command_line import call_here
-from openood_bench import find_openood
+from helpers import Block, all_blocks, blocks_of, call
+from openood_support import find_openood
 
 import openood_adascale
 
 BLOCKS = all_blocks()
 CONFIGS = Path(__file__).parents[2] / "configs" / "postprocessors"
-CHECKOUT_PAGES = ("docs/openood.md", "docs/own-datasets.md", "docs/compare.md")
-"""Pages whose blocks run in a checkout of OpenOOD, where there is one."""
+CHECKOUT_PAGES = ("docs/openood.md", "docs/own-datasets.md")
+"""Pages whose blocks run in a checkout of OpenOOD."""
 
 
 def needs_openood(block: Block) -> bool:
-    """Whether OpenOOD itself is to run."""
+    """Return True if the block runs OpenOOD itself."""
     if block.language == "python":
         return bool(re.search(r"^from openood[. ]|^import openood$|plugin\.postprocessor", block.code, re.M))
     return any("scripts/" in word or word == "main.py" for _, words in block.commands() for word in words)
 
 
 class Page:
-    """A page's folder and names, and how far it has been run."""
+    """A page's working directory, its Python names, and the blocks that have run."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.place = name, folder / "page"
         self.done: set[int] = set()
         self.openood = find_openood() if name in CHECKOUT_PAGES else None
         if self.openood is not None:
-            openood_adascale.register()  # as torch from 2.5 on has it done
-            documented.write_checkout(self.place, self.openood)
+            openood_adascale.register()
+            helpers.write_checkout(self.place, self.openood)
         else:
             self.place.mkdir()
-        (documented.write_pets if name == "docs/own-datasets.md" else documented.write_folders)(self.place)
-        documented.write_published(self.place)
+        (helpers.write_pets if name == "docs/own-datasets.md" else helpers.write_folders)(self.place)
+        helpers.write_published(self.place)
 
     @cached_property
     def names(self) -> dict[str, Any]:
-        found = documented.names()
+        found = helpers.names()
         if self.name == "docs/pytorch-ood.md":
-            found.update(documented.pytorch_ood_names())
+            found.update(helpers.pytorch_ood_names())
         if self.openood is not None:
-            from openood_postprocessing import SmallNet
+            from openood_support import SmallNet
 
             found["net"] = SmallNet().eval()
         return found
 
     def run(self, block: Block) -> None:
-        """It, and before it what of the page has not been run yet, as far as it can be."""
+        """Run a block, and the earlier ones of its page that have not run yet and can run here."""
         for other in BLOCKS:
             if other.page == block.page and other.line <= block.line and other.line not in self.done:
                 self.done.add(other.line)  # once, even if it fails
@@ -74,7 +73,7 @@ class Page:
             with chdir(self.place):
                 exec(compile(block.code, block.name, "exec"), self.names)
         elif block.language == "yaml":
-            check_yml(block, self.place)
+            check_yaml(block, self.place)
         else:
             for variables, words in block.commands():
                 self._call(variables, words)
@@ -83,11 +82,12 @@ class Page:
         program, *arguments = words
         own_process = variables or arguments[0] == "run" or program == "python"
         if not own_process:
-            call_here(*arguments, cwd=self.place)
+            call(*arguments, cwd=self.place)
             return
         paths = [str(self.place), os.environ.get("PYTHONPATH", "")]
         found = {
             "OPENOOD_DEVICE": "cpu",
+            "OPENOOD_ADASCALE_WORKERS": "0",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             **variables,
@@ -113,15 +113,15 @@ def chdir(place: Path):
         os.chdir(before)
 
 
-def check_yml(block: Block, place: Path) -> None:
-    """A yml of OpenOOD's for one of this package's methods, or a description of a data set, for what reads it."""
+def check_yaml(block: Block, place: Path) -> None:
+    """Read a YAML block as a postprocessor's settings or as the description of a dataset."""
     content = yaml.safe_load(block.code)
     if "postprocessor" in content:
         from openood_adascale.plugin.config import Configuration, postprocessor_methods
 
         section = content["postprocessor"]
         found = Configuration.parse(postprocessor_methods()[section["name"]], section)
-        if block.page == "docs/openood.md":  # shows all that there is
+        if block.page == "docs/openood.md":  # shows all settings
             packaged = yaml.safe_load((CONFIGS / f"{section['name']}.yml").read_text(encoding="utf-8"))
             assert section["postprocessor_args"] == packaged["postprocessor"]["postprocessor_args"]
             assert set(section["postprocessor_args"]) == set(found.settings.names()) - {"variant"}
@@ -136,9 +136,9 @@ def check_yml(block: Block, place: Path) -> None:
 
 
 def why_not(block: Block) -> str:
-    """Why it cannot be run here."""
+    """Return the reason why a block cannot run here (empty if it can)."""
     if needs_openood(block) and find_openood() is None:
-        return "OpenOOD is not there: set OPENOOD_ROOT to a checkout of it"
+        return "needs OpenOOD: set OPENOOD_ROOT to a checkout of it"
     if "pytorch_ood" in block.code:
         try:
             import pytorch_ood.api as _  # noqa: F401
@@ -149,7 +149,7 @@ def why_not(block: Block) -> str:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """page(name): the same for all of its blocks."""
+    """Return a function that gives the page of a name, one for all of its blocks."""
     made: dict[str, Page] = {}
 
     def page(name: str) -> Page:
@@ -163,13 +163,13 @@ def pages(tmp_path_factory):
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if not block.not_run], ids=lambda b: b.name)
-def test_it_runs(block, pages, monkeypatch):
-    assert block.language in ("python", "yaml", "bash"), (
-        "a language that is not run needs <!-- not run: WHY -->"
-    )
+def test_code_block_runs(block, pages, monkeypatch):
+    assert block.language in ("python", "yaml", "bash"), "other languages need <!-- not run: WHY -->"
     if block.language == "bash":
         programs = {words[0] for _, words in block.commands()}
-        assert programs <= {"openood-adascale", "python"}, "is to have <!-- not run: WHY --> right before it"
+        assert programs <= {"openood-adascale", "python"}, (
+            "other programs need <!-- not run: WHY --> right before the block"
+        )
     if reason := why_not(block):
         pytest.skip(reason)
     page = pages(block.page)
@@ -179,8 +179,7 @@ def test_it_runs(block, pages, monkeypatch):
     page.run(block)
 
 
-def test_the_methods_equations_are_the_references(pages):
-    """What docs/method.md computes by hand."""
+def test_equations_page_matches_reference(pages):
     page = pages("docs/method.md")
     (block,) = [block for block in BLOCKS if block.page == page.name]
     page.run(block)
@@ -199,11 +198,11 @@ def test_the_methods_equations_are_the_references(pages):
         ('<!-- run with "small" for "big" -->', "", "small\n"),
     ],
 )
-def test_markers(marker, not_run, code):
+def test_marker_sets_reason_or_replacement(marker, not_run, code):
     (block,) = blocks_of("page.md", f"{marker}\n```bash\nbig\n```\n```{{toctree}}\nothers\n```\n")
     assert (block.line, block.language, block.not_run, block.code) == (3, "bash", not_run, code)
 
 
-def test_a_line_between_marker_and_block_counts():
+def test_marker_before_blank_line_is_ignored():
     text = "<!-- not run: for a reason -->\n\n```bash\nx\n```\n"
     assert blocks_of("page.md", text)[0].not_run == ""

@@ -1,13 +1,12 @@
-"""The examples in docstrings: they run, with the names of the documents, and every public class has one."""
+"""Examples in docstrings: they run with the names of the documents, and every public class has one."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
-import re
 from pathlib import Path
 
-import documented
+import helpers
 import pytest
 import torch
 
@@ -34,32 +33,32 @@ PUBLIC = [
 
 @pytest.fixture
 def names(tmp_path, monkeypatch):
-    """What an example can use; its files go to a folder of its own."""
+    """Return the names that an example can use; its files go to a temporary directory."""
     monkeypatch.chdir(tmp_path)
     public = {name: getattr(openood_adascale, name) for name in openood_adascale.__all__}
-    found = documented.names()
+    found = helpers.names()
     modules = {"torch": torch, "openood_adascale": openood_adascale}
     return {**public, **found, **modules, "model": found["network"], "loader": found["val_loader"]}
 
 
 def run(found, names):
-    """Run an object's examples, and those of what is in it."""
-    said: list[str] = []
+    """Run the examples of an object and of its members."""
+    failures: list[str] = []
     runner = doctest.DocTestRunner()
     for test in doctest.DocTestFinder(exclude_empty=True).find(found, "example", extraglobs=names):
-        runner.run(test, out=said.append)
-    assert not said, "".join(said)
+        runner.run(test, out=failures.append)
+    assert not failures, "".join(failures)
     assert runner.summarize(verbose=False).attempted > 0
 
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=str)
-def test_examples(path, names):
+def test_module_examples_run(path, names):
     if "pytorch_ood" in path.parts:
         pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
     run(importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__")), names)
 
 
-def test_examples_of_the_classes_made_for_pytorch_ood(names):
+def test_pytorch_ood_class_examples_run(names):
     pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
     from openood_adascale.integrations import pytorch_ood
 
@@ -69,11 +68,5 @@ def test_examples_of_the_classes_made_for_pytorch_ood(names):
 
 
 @pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)
-def test_there_is_one(public):
+def test_public_name_has_example(public):
     assert ">>>" in (public.__doc__ or "")
-
-
-@pytest.mark.parametrize("name", [name for name in openood_adascale.__all__ if name != "__version__"])
-def test_the_reference_has_it(name):
-    text = (PACKAGE.parent / "docs" / "api.md").read_text(encoding="utf-8")
-    assert re.search(rf"^\.\. auto(class|function):: openood_adascale\.{name}$", text, re.MULTILINE)
