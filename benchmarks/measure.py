@@ -73,4 +73,4 @@ def hardware(device: torch.device) -> str:
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     has = getattr(torch.cpu, "get_capabilities", dict)()
     bf16 = "AMX" if has.get("amx_bf16") else "AVX-512" if has.get("avx512_bf16") else "no"
-    return f"{name}, {torch.get_num_threads()} threads, {bf16} bfloat16 arithmetic"
+    return f"{name}, {torch.get_num_threads()} thread(s), {bf16} bfloat16 arithmetic"

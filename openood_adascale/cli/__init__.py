@@ -79,7 +79,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             module = importlib.import_module(f".{name}", __package__)
             module.add_arguments(command)
             command.set_defaults(execute=module.execute)
-    return parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # named by the command, whose help has the options
+        commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
 
 
 def _execute(options: argparse.Namespace) -> int:

@@ -47,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--id DIR", "ID test images (required)")
     add("--near NAME=DIR", "near-OOD sets (required, or --far)", **several)
     add("--far NAME=DIR", "far-OOD sets (required, or --near)", **several)
-    add("--val DIR", "ID validation images, to fit and search (default: none)")
+    add(
+        "--val DIR",
+        "ID validation images, to fit and search (required for adascale and adascale_logit, and for bfact and optfs "
+        "without --train)",
+    )
     add("--ood-val DIR", "OOD validation images, to search (default: no search)")
     add("--train DIR", "ID training images, for methods that are fitted on them (default: --val)")
     add_labels(parser, "--id")
@@ -180,7 +184,7 @@ def _write(output: Path, chosen: dict[str, Any], results: dict[str, Any], wanted
     run.settings = {name: value for name, value in given.items() if name not in ("near", "far")}
     write_run(run, output)
     page = write_report(run, output / "report", **wanted)
-    again = "run again by: openood-adascale evaluate --config evaluate.yml"
+    again = "paths are relative to the working folder of the run; repeat it there with --config FILE"
     with replacing(output / "evaluate.yml") as beside:
         text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
         beside.write_text(f"# openood-adascale {__version__}; {again}\n{text}", encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import SettingError
 
 METHODS = "msp, ebo, scale, lts, bfact, optfs, adascale, adascale_logit"
-"""The methods of :mod:`~openood_adascale.detectors.registry`, which imports torch."""
+"""Names in :mod:`~openood_adascale.detectors.registry`, repeated here since that module imports torch."""
 
 
 class UsageError(ValueError):

@@ -137,7 +137,7 @@ class Detector(ABC, Generic[S, T]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        # The copied weights are those that the detector was fitted with, or else of no network.
+        # A version of another module never holds: the weights had changed before the copy was made.
         self._weights = self.extractor.weights_version() if state["_weights"] else WeightsVersion(nn.Module())
 
     # Scores.
@@ -243,6 +243,7 @@ class Detector(ABC, Generic[S, T]):
         return self
 
     def _pass(self, loader: Iterable[Any], progress: bool | None, description: str) -> Iterator[Any]:
+        """Yield the feature statistics and labels of each batch, for the present settings."""
         request, inference = self.settings.request(), self.settings.inference
         return iterate_statistics(self.extractor, loader, request, inference, progress, description)
 
@@ -277,7 +278,7 @@ class Detector(ABC, Generic[S, T]):
             ValueError: As :meth:`score`, or a loader without images.
         """
         tried = self.candidates(sweep)
-        any(settings.warn_if_doubtful() for settings in tried if sweep is not None)  # once
+        any(settings.warn_if_doubtful() for settings in tried if sweep is not None)  # only the first warns
         request = FeatureRequest.union(settings.request() for settings in tried)
         id_statistics = self._collect(id_loader, request, progress, "ID validation")
         ood_statistics = self._collect(ood_loader, request, progress, "OOD validation")
@@ -367,7 +368,7 @@ class Detector(ABC, Generic[S, T]):
         return self.score(images) < least
 
     def _keep_validation_scores(self, statistics: FeatureStatistics) -> None:
-        """Keep the scores of ID images whose statistics are there already."""
+        """Keep the scores of ID images from their statistics, unless some are NaN or infinite."""
         state = cast(T, self.state)
         blocks = [self.score_statistics(block, self.settings, state)[1] for block in statistics.blocks()]
         scores = torch.cat(blocks).cpu().numpy()

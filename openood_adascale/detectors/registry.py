@@ -1,6 +1,6 @@
 """Every method of the package by name: the table that commands, plugin, reports and the demo use.
 
-A new method is a file beside this one and a line in :data:`METHODS`.
+A new method has a line in :data:`METHODS`; ``ARCHITECTURE.md`` lists the other steps.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Method:
     """A line of the table."""
 
     name: str  # in commands, file names and OpenOOD
-    label: str  # in tables and figures, as in the paper
+    label: str  # as in the paper; reports take theirs from report/names.py
     detector: type[Detector[Any, Any]]
     defaults: dict[str, Any] = field(default_factory=dict)  # settings that differ from the class's defaults
-    in_openood: bool = True  # False for methods that OpenOOD has itself by this name
+    in_openood: bool = True  # register it; False if OpenOOD has a postprocessor of this name
 
 
 METHODS = {

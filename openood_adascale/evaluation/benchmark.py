@@ -100,7 +100,8 @@ class Benchmark:
         found: Iterable[Any] | None = {"val": self.val, "ood_val": self.ood_val, "train": self.train}[name]
         if found is None:
             raise ValueError(
-                f"benchmark.{name}: None is not allowed; the method needs these images to fit or search"
+                f"benchmark.{name}: None is not allowed; a method needs these images to fit or search "
+                f"(--{name.replace('_', '-')} DIR of a command)"
             )
         return found
 

@@ -78,7 +78,7 @@ class OnePass:
             if (name in sweeps or detector.default_sweep)
             and (search if search is not None else name in sweeps or not detector.is_fitted)
         }
-        on_val = {
+        unfitted = {
             name: detector
             for name, detector in self._detectors.items()
             if name not in searching and isinstance(detector, FittedDetector) and detector.state is None
@@ -86,8 +86,8 @@ class OnePass:
         # Missing loaders must raise before the first pass.
         for name in ("val", "ood_val") if searching else ():
             self._benchmark.loader(name)
-        self._fit_on_train({**searching, **on_val})
-        on_val = {name: detector for name, detector in on_val.items() if detector.settings.split == "val"}
+        self._fit_on_train({**searching, **unfitted})
+        on_val = {name: detector for name, detector in unfitted.items() if detector.settings.split == "val"}
         requests = [_search_request(found, sweeps.get(name)) for name, found in searching.items()]
         if not requests and not on_val:
             return {}
@@ -173,7 +173,7 @@ class OnePass:
 
 def _search_request(detector: AnyDetector, sweep: Mapping[str, Sequence[Any]] | None) -> FeatureRequest:
     tried = detector.candidates(sweep)
-    any(settings.warn_if_doubtful() for settings in tried if sweep is not None)  # once
+    any(settings.warn_if_doubtful() for settings in tried if sweep is not None)  # only the first warns
     return FeatureRequest.union(settings.request() for settings in tried)
 
 

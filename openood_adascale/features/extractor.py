@@ -181,7 +181,7 @@ def _extract(
 
 def _run(split: SplitNetwork, images: Tensor, perturbations: Sequence[Perturbation]) -> list[Tensor]:
     """Return [z, prediction, a, a_ε, …] of a chunk; the graph is freed before the perturbed passes begin."""
-    gradient = images  # replaced if a perturbation needs it
+    gradient = images  # a placeholder, unless a perturbation needs the gradient
     with torch.no_grad():
         if any(p.needs_gradient for p in perturbations):
             output, gradient = _input_gradient(split, images)

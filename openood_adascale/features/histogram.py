@@ -87,7 +87,7 @@ class Counter:
         one = torch.ones((), dtype=torch.int64, device=bins.device)
         self._counts.index_add_(0, bins, one.expand(len(bins)))
         if self._weights is not None and weights is not None:
-            self._weights.index_add_(0, bins, weights.flatten().to(bins.device, torch.float64))
+            self._weights.index_add_(0, bins, weights.flatten().to(self._weights))
 
     def result(self) -> Histogram:
         """Return the histogram so far, on the CPU; raise ValueError if nothing was counted."""

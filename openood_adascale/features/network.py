@@ -88,7 +88,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 class WeightsVersion:
-    """Cheap tripwire for changed weights: identities and version counters of parameters, buffers and modules.
+    """Quick check for changed weights: identities and version counters of parameters, buffers and modules.
 
     Writes through ``.data`` or ``.numpy()`` are not seen. A replaced buffer is accepted, as moving a network to another
     device replaces them. No tensor is kept alive.
@@ -255,8 +255,8 @@ def execution_device(network: nn.Module) -> torch.device | None:
     """Return the device that accelerate's hooks run the network on (None without offloaded modules)."""
     for module in network.modules():
         for hook in _loading_hooks(module):
-            if (device := hook.execution_device) is not None:
-                return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+            if hook.execution_device is not None:
+                return torch.device(hook.execution_device)
     return None
 
 

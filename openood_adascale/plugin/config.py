@@ -69,7 +69,7 @@ class Configuration:
         )
         swept = parse_sweep(settings_class, sweep) if sweep or aps_mode else {}
         found = cls(settings, {f"{name}_list": values for name, values in swept.items()}, aps_mode)
-        if found.aps_mode:  # once; without a search the detector warns
+        if found.aps_mode:  # only the first warns; without a search the detector warns
             any(candidate.warn_if_doubtful() for candidate in found.candidates())
         return found
 

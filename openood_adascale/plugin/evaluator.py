@@ -81,6 +81,7 @@ def patch_inference(module: ModuleType, changes: Changes) -> None:
 
 
 def _constructor(module: ModuleType, original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``Evaluator.__init__`` so that it knows custom datasets and uses the feature cache."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -111,6 +112,8 @@ def _constructor(module: ModuleType, original: Callable[..., None]) -> Callable[
 
 
 def _method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a method of :data:`_METHODS` so that it uses cached features and known predictions."""
+
     @functools.wraps(original)
     def method(evaluator: Any, *args: Any, **kwargs: Any) -> Any:
         datasets, session = _datasets(), _sessions.get(evaluator)

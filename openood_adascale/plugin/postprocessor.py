@@ -202,8 +202,8 @@ class DetectorPostprocessor(BasePostprocessor):
         """Return the network's own predictions and the labels of a loader, if :meth:`inference` has seen them."""
         found = [
             (predictions, labels)
-            for *of, predictions, labels in self._plain
-            if of[0] is net and of[1] is loader
+            for known_net, known_loader, predictions, labels in self._plain
+            if known_net is net and known_loader is loader
         ]
         return found[0] if found else None
 

@@ -294,6 +294,16 @@ def test_edited_file_is_told(network, tmp_path, change, reason):
         assert str(caught.value).startswith(f"{place}: ")
 
 
+def test_edit_without_its_checksum_is_told(network, tmp_path):
+    AdaSCALE(network).fit([FIT]).save(tmp_path / "d", {"classes": ["a"]})
+    tensors, content = contents(tmp_path / "d")
+    settings = {**content["settings"], "variant": "L"}
+    for edit in ({"settings": settings}, {"notes": {"classes": ["b"]}}):
+        save_file(tensors, tmp_path / "d", {KEY: json.dumps(content | edit)})
+        with pytest.raises(DetectorFileError, match="its content does not match its checksum"):
+            AdaSCALE.load(tmp_path / "d", network)
+
+
 # Writing.
 
 

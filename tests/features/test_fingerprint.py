@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -117,14 +118,15 @@ def test_lists_may_be_cut_short(paths):
 
 def test_content_labels_transforms_and_indices_count():
     images, labels = make_images(20, 1), torch.arange(20)
-    whole = data.TensorDataset(images, labels)
+    whole, convert = data.TensorDataset(images, labels), torch.utils.data._utils.collate.default_convert
     found = [
         key(whole), key(data.TensorDataset(images)), key(data.TensorDataset(images, labels.flip(0))),
         key(data.TensorDataset(images.double(), labels)), key(data.TensorDataset(images.flip(0), labels)),
         key(data.Subset(whole, range(5))), key(data.Subset(whole, [0, 1, 2, 3, 5])),
         key(data.ConcatDataset([whole, whole])), key(Keyed("a")), key(Keyed("b")),
         key(HuggingFaceLike("a")), key(HuggingFaceLike("b")), key(HuggingFaceLike("a", {"type": "torch"})),
-        key(data.TensorDataset(images, labels), collate_fn=torch.utils.data._utils.collate.default_convert),
+        key(whole, collate_fn=convert), key(data.TensorDataset(images.flip(0), labels), collate_fn=convert),
+        key(whole, collate_fn=convert, worker_init_fn=convert),
     ]  # fmt: skip
     assert len(set(found)) == len(found)
     assert key(data.TensorDataset(images.clone(), labels.clone())) == found[0]
@@ -148,9 +150,25 @@ def test_tag_stands_in_for_unknown_datasets_only():
     assert key(Own(), "a")
     known = data.TensorDataset(make_images(4, 1))
     assert key(known, "a") == key(known)
-    with pytest.raises(NotFingerprintableError) as error:
-        dataset_key([make_images(4, 1)], "a")
-    assert not error.value.tag_helps
+
+    class Stream(data.IterableDataset):
+        def __iter__(self):
+            return iter(make_images(4, 1))
+
+    for loader, told in (
+        ([make_images(4, 1)], "a list does not index a dataset"),
+        (data.DataLoader(Stream()), "a Stream cannot be indexed"),
+    ):
+        with pytest.raises(NotFingerprintableError, match=told) as error:
+            dataset_key(loader, "a")
+        assert not error.value.tag_helps
+
+
+def test_object_that_pickle_cannot_write_is_named():
+    whole, lock = data.TensorDataset(make_images(4, 1)), threading.Lock()
+    with pytest.raises(NotFingerprintableError, match=r"_thread\.lock: cannot pickle"):
+        key(whole, worker_init_fn=lock)
+    assert key(whole, "a", worker_init_fn=lock) != key(whole, "b", worker_init_fn=lock)
 
 
 def test_keys_are_the_same_in_another_process(paths):

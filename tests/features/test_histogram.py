@@ -102,3 +102,19 @@ def test_counts_and_weights_do_not_depend_on_batches():
     assert int(one.counts.sum()) == len(values)
     torch.testing.assert_close(one.weights, other.weights)
     torch.testing.assert_close(one.weights.sum(), values.double().sum())
+
+
+class OnMps(torch.Tensor):
+    """A tensor of the CPU that says it is on a device without float64."""
+
+    device = torch.device("mps")
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+def test_activations_on_a_device_without_float64_are_counted_on_the_cpu():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    plain, moved = Counter(), Counter()
+    plain.add(values, values)
+    moved.add(values.as_subclass(OnMps), values.as_subclass(OnMps))
+    for found, want in zip(moved.result(), plain.result(), strict=True):
+        assert torch.equal(found, want)

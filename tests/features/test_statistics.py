@@ -151,4 +151,6 @@ def test_statistics_hold_no_more_than_the_request(network):
     assert statistics[3:5].cpu().logits.untyped_storage().nbytes() == 2 * 5 * 4
     moved = statistics.to(torch.device("cpu", 0))
     torch.testing.assert_close(moved.parts, statistics.parts)
+    moved = statistics.to(torch.device("meta"))
+    assert all(tensor.is_meta for tensor in (*moved.parts.values(), *moved.head))
     assert not statistics.logits.requires_grad

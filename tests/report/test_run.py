@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 from helpers import command, sample_run
 
+from openood_adascale.detectors.registry import METHODS
 from openood_adascale.errors import ResultError
 from openood_adascale.report.importers import load
+from openood_adascale.report.names import label_of
 from openood_adascale.report.run import MethodResult, Run, image_table, read_run, write_run
 
 
@@ -214,3 +216,7 @@ def test_results_of_evaluate_become_a_run():
         Run.from_results({"msp": result("msp"), "ebo": result("adascale", scheme="fsood")})
     with pytest.raises(ResultError, match="expected at least one method"):
         Run.from_results({})
+
+
+def test_reports_label_methods_as_the_registry_does():
+    assert {name: label_of(name) for name in METHODS} == {name: one.label for name, one in METHODS.items()}
