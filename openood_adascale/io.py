@@ -1,9 +1,10 @@
-"""Atomic writing of files."""
+"""Atomic writing of files, and text that is safe to print."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,3 +30,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def printable(text: str) -> str:
+    """Escape control characters and invalid UTF-8."""
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+        else char
+        for char in text
+    )

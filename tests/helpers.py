@@ -508,28 +508,6 @@ def all_blocks() -> list[Block]:
 MOST = 4
 """Images in each of OpenOOD's lists, at most: a ResNet-18 runs over them."""
 
-PAGE_NETWORK = """
-import numpy as np
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 16, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        self.fc = nn.Linear(64, 3)
-
-    def forward(self, images):
-        return self.fc(self.features(images))
-
-def pixels(image):
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-
-def network():
-    torch.manual_seed(0)
-    return Net(), pixels
-"""
-
 
 def tiny_network() -> TinyNet:
     """5 classes, 64 rectified activations, 8 x 8 images."""
@@ -590,7 +568,7 @@ def pytorch_ood_names() -> dict[str, Any]:
 
 def write_folders(place: Path) -> None:
     """Write folders of images, and a network in a file, for the commands."""
-    (place / "file.py").write_text(PAGE_NETWORK, encoding="utf-8")
+    (place / "file.py").write_text(NETWORK, encoding="utf-8")
     rng = np.random.default_rng(0)
     for folder, count in (("test", 12), ("val", 12), ("ood-val", 8), ("wolves", 6), ("textures", 6)):
         for number in range(count):

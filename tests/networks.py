@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader, TensorDataset
@@ -436,3 +439,15 @@ def known_and_unknown(known: Tensor, unknown: Tensor) -> DataLoader:
     labels = torch.cat([torch.arange(len(known)) % 5, -1 - torch.arange(len(unknown)) % 3])
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     return DataLoader(TensorDataset(torch.cat([known, unknown])[order], labels[order]), batch_size=16)
+
+
+@st.composite
+def activations(draw):
+    """A float32 batch with ties, zeros, all-negative rows and widely differing magnitudes."""
+    shape = (draw(st.integers(1, 6)), draw(st.integers(1, 60)))
+    elements = st.one_of(
+        st.sampled_from([0.0, -1.0, 1.0, 2.5]),
+        st.floats(-50, 50, width=32, allow_subnormal=False),
+        st.floats(0, 1000, width=32, allow_subnormal=False),
+    )
+    return draw(hnp.arrays(np.float32, shape, elements=elements))

@@ -7,23 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from networks import activations
 from scipy.special import logsumexp
 from scipy.stats import ecdf
 
 from openood_adascale import functional
-
-
-@st.composite
-def activations(draw):
-    """A float32 batch with ties, zeros, all-negative rows and widely differing magnitudes."""
-    shape = (draw(st.integers(1, 6)), draw(st.integers(1, 60)))
-    elements = st.one_of(
-        st.sampled_from([0.0, -1.0, 1.0, 2.5]),
-        st.floats(-50, 50, width=32, allow_subnormal=False),
-        st.floats(0, 1000, width=32, allow_subnormal=False),
-    )
-    return draw(hnp.arrays(np.float32, shape, elements=elements))
-
 
 inner_percentiles = st.floats(0.5, 99.5)
 

@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from ..errors import SettingError
+from ..io import printable
 from .options import UsageError, describe, group
-from .output import printable
 
 if TYPE_CHECKING:
     from ..features.cache import CacheEntry

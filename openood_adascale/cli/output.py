@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import sys
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ..io import printable
 
 _LONGEST = 1000
 
@@ -52,16 +53,6 @@ def complain(message: str) -> None:
     """Print a line to standard error, without control characters."""
     if sys.stderr is not None:
         print(printable(message), file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """Escape control characters and invalid UTF-8."""
-    return "".join(
-        char.encode("unicode_escape").decode()
-        if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
-        else char
-        for char in text
-    )
 
 
 def one_line(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..report.names import shown
+from ..io import printable
 from .options import add_report_options, describe, group, report_options
 
 
@@ -31,6 +31,8 @@ def execute(options: argparse.Namespace) -> int:
 
     chosen = report_options(vars(options))
     print(
-        shown(str(write_report(load(options.folder), options.output or options.folder / "report", **chosen)))
+        printable(
+            str(write_report(load(options.folder), options.output or options.folder / "report", **chosen))
+        )
     )
     return 0

@@ -75,7 +75,22 @@ class FeatureNet(nn.Module):
         return self.fc
 
 
-class FeatureLoader:
+class WrappedLoader:
+    """A loader with other batches; its length and other attributes are the original loader's."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+
+class FeatureLoader(WrappedLoader):
     """Batches of cached features, in the order of a loader of images, with the same random draws.
 
     Features are extracted at the first iteration, unless the cache has them. Other attributes are the loader's.
@@ -92,16 +107,9 @@ class FeatureLoader:
     def __init__(self, loader: Any, entry: Callable[[], CacheEntry | None], description: str = "") -> None:
         if IndexedLoader.of(loader) is None:
             raise NotServedError(f"a {type(loader).__name__} does not index a dataset")
-        self._loader, self._find, self._description = loader, entry, description
+        super().__init__(loader)
+        self._find, self._description = entry, description
         self._entry: CacheEntry | None = None
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._loader, name)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         if self._entry is None:

@@ -29,7 +29,15 @@ from ..features.head import LinearHead, SplitNetwork, logits_of
 from ..features.loading import is_hidden, unpack
 from ..features.network import NetworkWrapper, device_of, original, unwrap
 from .custom_dataset import RequiredLoaders, normalization_of
-from .feature_net import FROM_FEATURES, FeatureLoader, FeatureNet, NotServedError, exact_head, first_images
+from .feature_net import (
+    FROM_FEATURES,
+    FeatureLoader,
+    FeatureNet,
+    NotServedError,
+    WrappedLoader,
+    exact_head,
+    first_images,
+)
 from .import_hook import Changes, say
 from .registration import evaluation_api, openood_configs
 from .system import CUDA
@@ -322,25 +330,14 @@ class NetworkWithFeatures(NetworkWrapper):
         return self.fc
 
 
-class _Dicts:
+class _Dicts(WrappedLoader):
     """A loader with OpenOOD's batches."""
-
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for batch in self._loader:
             images, labels = unpack(batch)
             if len(images):
                 yield {"data": images, "data_aux": images, "label": torch.from_numpy(labels)}
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._loader, name)
 
 
 def _missing(name: str, part: str, expected: str) -> SettingError:

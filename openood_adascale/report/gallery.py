@@ -13,8 +13,9 @@ import numpy as np
 
 from ..data.decoding import read_image
 from ..errors import ImageError, ResultError
+from ..io import printable
 from ..metrics import score_kept
-from .names import label_of, shortened, shown
+from .names import label_of, shortened
 from .run import MethodResult, Run
 
 TPR = 0.95
@@ -136,13 +137,13 @@ class _View:
         head += [f"is {label}"] if label and key == "id" else []
         tail = [f"p = {self._percentiles[key][place]:.2f}"] if key in self._percentiles else []
         name = "/".join([part for part in re.split(r"[/\\]", image["path"]) if part][-2:])
-        return Card(self._source(image["path"]), shortened(shown(name), 60), [*head, *lines, *tail])
+        return Card(self._source(image["path"]), shortened(printable(name), 60), [*head, *lines, *tail])
 
 
 def _class(run: Run, number: int) -> str:
     if number < 0:
         return ""
-    return shortened(shown(run.classes[number]), 60) if number < len(run.classes) else f"class {number}"
+    return shortened(printable(run.classes[number]), 60) if number < len(run.classes) else f"class {number}"
 
 
 def _set_title(run: Run, key: str) -> str:

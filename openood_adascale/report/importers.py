@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ResultError
+from ..io import printable
 from ..metrics import fpr95_auroc
-from .names import AVERAGES, SCHEMES, file_names, identify, is_name, label_of, method_of, shortened, shown
+from .names import AVERAGES, SCHEMES, file_names, identify, is_name, label_of, method_of, shortened
 from .run import LARGEST, MethodResult, Run, image_table, read_run, value_at
 from .tables import ResultTable, find_tables, mean_and_std, read_table, table_of
 from .unpickling import NumbersUnpickler, as_array
@@ -86,7 +87,7 @@ def read_openood(folder: str | Path) -> list[Run]:
     scores: dict[str, dict[str, Saved]] = {scheme: {} for scheme in SCHEMES}
     for path in [*paths, *sorted(folder.rglob("scores/*.pkl"))]:
         identity = identify(path)
-        name = shown(identity.stem)
+        name = printable(identity.stem)
         try:
             if path.suffix == ".csv":
                 table = read_table(path)

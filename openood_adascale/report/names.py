@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..io import printable
+
 SCHEMES = ("ood", "fsood")
 AVERAGES = ("nearood", "farood")
 DATASETS = ("imagenet200", "imagenet", "cifar100", "cifar10")  # a name before its own prefix
@@ -54,16 +56,6 @@ _INSIDE_A_RUN = re.compile(r"s\d+|ood|fsood|scores")
 _MAIN_PY = re.compile(r"(?P<network>.+?)_test_(?:fs)?ood(?:_aps)?_(?P<scheme>fsood|ood)_(?P<tail>.+)")
 
 
-def shown(text: str) -> str:
-    """Escape control characters and invalid UTF-8 in a text."""
-    return "".join(
-        char.encode("unicode_escape").decode()
-        if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
-        else char
-        for char in text
-    )
-
-
 def shortened(text: str, limit: int = 80) -> str:
     """Cut a text to at most ``limit`` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -71,7 +63,7 @@ def shortened(text: str, limit: int = 80) -> str:
 
 def is_name(value: object) -> bool:
     """Return True for non-blank text without control characters."""
-    return isinstance(value, str) and bool(value.strip()) and value == shown(value)
+    return isinstance(value, str) and bool(value.strip()) and value == printable(value)
 
 
 def words_of(name: str) -> str:
@@ -99,7 +91,7 @@ def file_names(names: Iterable[str]) -> list[str]:
     found: list[str] = []
     taken: set[str] = set()
     for name in names:
-        slug = re.sub(r"(?:[^\w.-]|_)+", "_", shown(name)).strip("_.") or "unnamed"
+        slug = re.sub(r"(?:[^\w.-]|_)+", "_", printable(name)).strip("_.") or "unnamed"
         while len(slug.encode()) > 150:  # file systems allow 255 bytes
             slug = slug[:-1]
         number, one = 1, slug

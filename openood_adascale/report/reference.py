@@ -12,8 +12,9 @@ import pandas as pd
 
 from .. import published
 from ..errors import ResultError
+from ..io import printable
 from ..metrics import COLUMNS
-from .names import AVERAGES, NETWORKS, canonical_set, identify, method_of, shown, words_of
+from .names import AVERAGES, NETWORKS, canonical_set, identify, method_of, words_of
 from .run import MethodResult, Run, value_at
 from .tables import ResultTable, read_table
 
@@ -254,7 +255,7 @@ def _values(
 def comparison_text(comparison: Comparison) -> str:
     """Format a comparison for a terminal: percentages, and differences in points."""
     kind = f"(file: {comparison.table.kind})"
-    lines = [shown(str(comparison.path)), f"  {' · '.join(comparison.keys.values())}   {kind}"]
+    lines = [printable(str(comparison.path)), f"  {' · '.join(comparison.keys.values())}   {kind}"]
     values = comparison.values
     for source, group in values.groupby("source", sort=False):
         compared = (group["verdict"] != "n/a").any()

@@ -27,10 +27,10 @@ except ModuleNotFoundError as error:
     raise ImportError(message, name=error.name) from error
 
 from ..errors import ResultError
-from ..io import replacing
+from ..io import printable, replacing
 from ..metrics import score_kept
 from .gallery import TPR, chosen_pair, gallery
-from .names import AVERAGES, file_names, shortened, shown
+from .names import AVERAGES, file_names, shortened
 from .reference import baselines, parse_reference
 from .run import MethodResult, Run
 from .statistics import METRICS, Bootstrap, bootstrap
@@ -109,7 +109,7 @@ def write_report(
     def draw(svg: str, caption: str, name: str) -> Drawing:
         file = file_names([*(one.removesuffix(".svg") for one in files), name])[-1] + ".svg"
         files[file] = svg
-        return Drawing(Markup(svg), shown(caption.strip()), file)
+        return Drawing(Markup(svg), printable(caption.strip()), file)
 
     chapters = [_chapter(run, pair, max_images, reference, draw) for run in runs]
     first = runs[0]
@@ -121,8 +121,8 @@ def write_report(
     facts = [first.title if first.title != title else "", images, first.date[:10], version]
     script = _source("script.js")
     context = {
-        "title": shown(title),
-        "facts": [shown(fact) for fact in facts if fact],
+        "title": printable(title),
+        "facts": [printable(fact) for fact in facts if fact],
         "chapters": chapters,
         "style": Markup(_source("style.css")),
         "script": Markup(script),
@@ -202,7 +202,7 @@ def _source(name: str) -> str:
 
 def markdown(text: str) -> Markup:
     """Escape text for one line of Markdown, GitHub's included."""
-    text = re.sub(r"[\\`*_\[\]|~$#]", r"\\\g<0>", shown(str(text)))
+    text = re.sub(r"[\\`*_\[\]|~$#]", r"\\\g<0>", printable(str(text)))
     # At the start of an item or cell these would begin a list or heading.
     text = re.sub(r"^(\d*)([-+=.)])(?=\s|$)", r"\1\\\2", text)
     return Markup(html.escape(text, quote=False))
@@ -241,7 +241,7 @@ def _chapter(
         "adascale": [seen for method in run.ranked() if (seen := _observed(run, method, draw))],
         "searches": sorted(filter(None, searches), key=lambda one: isinstance(one, Table)),  # heat maps first
         "settings": _settings(run),
-        "notes": [shown(note) for note in dict.fromkeys(notes)],
+        "notes": [printable(note) for note in dict.fromkeys(notes)],
     }
 
 
@@ -256,7 +256,7 @@ def _best(run: Run, side: str, boot: Bootstrap) -> dict[str, str] | None:
     order = sorted((name for name in values if not math.isnan(values[name])), key=lambda name: -values[name])
     if not order:
         return None
-    label = {one.name: shown(one.label) for one in run.methods}
+    label = {one.name: printable(one.label) for one in run.methods}
     best, others = order[0], order[1:]
     fpr = next(one for one in run.methods if one.name == best).value(row, "FPR@95")[0]
     text = ""
@@ -303,7 +303,7 @@ def _overview(
             ends = boot.interval(method.name, f"{side}ood", metric) or (mean - std, mean + std)
             rows.append((mean, *ends))
         panels[f"{side.capitalize()}-OOD {metric} {_ARROWS[metric]}"] = np.array(rows)
-    labels = {shown(one.label): tint.get(one.label, figures.OTHER) for one in drawn}
+    labels = {printable(one.label): tint.get(one.label, figures.OTHER) for one in drawn}
     svg = figures.methods(panels, labels, [one.published for one in drawn])
     caption = "All methods, best near-OOD AUROC first. "
     caption += "Bars: 95 % confidence intervals over images. " if boot.values else ""
@@ -364,7 +364,7 @@ def _table(
     intervals: bool = False,
 ) -> Table:
     """Return a table with a row per method; a column is its heading, row of the result tables, and metric."""
-    rows: list[tuple[list[Cell], bool]] = [([Cell(shown(one.label))], one.published) for one in methods]
+    rows: list[tuple[list[Cell], bool]] = [([Cell(printable(one.label))], one.published) for one in methods]
     for _, row, metric in columns:
         values = {one.name: round(one.value(row, metric)[0], 2) for one in methods}
         measured = [one.name for one in methods if not one.published and not math.isnan(values[one.name])]
@@ -378,7 +378,7 @@ def _table(
             mean, std = method.value(row, metric)
             text = "–" if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(std) else f" ± {std:.2f}")
             cells.append(Cell(text, mark, _interval(boot.interval(method.name, row, metric))))
-    return Table(title, ["Method", *(shown(heading) for heading, _, _ in columns)], rows, intervals)
+    return Table(title, ["Method", *(printable(heading) for heading, _, _ in columns)], rows, intervals)
 
 
 def _observed(run: Run, method: MethodResult, draw: _Draw) -> dict[str, Any] | None:
@@ -410,7 +410,7 @@ def observation(run: Run, method: MethodResult) -> dict[str, Any] | None:
     if "id" not in medians or not sets:
         return None
     holds = {key: sign * medians[key] > sign * medians["id"] for key in sets}
-    label, sentences = shown(method.label), []
+    label, sentences = printable(method.label), []
     good, bad = ([key for key in sets if holds[key] is value] for value in (True, False))
 
     def spread(values: Mapping[str, float], keys: Sequence[str]) -> str:
@@ -418,7 +418,7 @@ def observation(run: Run, method: MethodResult) -> dict[str, Any] | None:
         return " to ".join(ends)
 
     if good:
-        where = _listed([shown(key) for key in good]) if bad else "every OOD set"
+        where = _listed([printable(key) for key in good]) if bad else "every OOD set"
         told = f"median {name} {medians['id']:.4g} against {spread(medians, good)}"
         if name != "p" and {"id", *good} <= {*p}:
             told += f"; median p {p['id']:.4g} against {spread(p, good)}"
@@ -427,7 +427,7 @@ def observation(run: Run, method: MethodResult) -> dict[str, Any] | None:
             f"percentile is higher ({told})."
         )
     if bad:
-        where = _listed([shown(key) for key in bad]) if good else "any OOD set"
+        where = _listed([printable(key) for key in bad]) if good else "any OOD set"
         sentences.append(
             f"The paper's observation does not hold for {where} (median {name} {spread(medians, bad)}, of the ID images "
             f"{medians['id']:.4g}): these images do not move more than ID images. Their percentile is at least as high, "
@@ -467,7 +467,7 @@ def _search(label: str, search: pd.DataFrame, draw: _Draw, notes: list[str]) -> 
         if len(fixed):
             one = fixed.iloc[0]
             caption += f"; best fixed percentile (dotted) {one['auroc']:.2f} at {one['p_min']:g}"
-        if more := [shown(name) for name in searched if name not in ("p_min", "p_max")]:
+        if more := [printable(name) for name in searched if name not in ("p_min", "p_max")]:
             caption += f"; each cell is the best over {', '.join(more)}"
         return draw(figures.search_map(aurocs), f"{caption}.", f"search_{label}")
     few = best.head(_MAX_CANDIDATES)
@@ -478,18 +478,18 @@ def _search(label: str, search: pd.DataFrame, draw: _Draw, notes: list[str]) -> 
     for place, row in enumerate(few.to_dict("records")):
         auroc = Cell(f"{row['auroc']:.2f}", mark="" if place else "best")
         rows.append(([*(Cell(_value(row[name])) for name in names), auroc], False))
-    return Table(shown(title), [*map(shown, names), "AUROC"], rows)
+    return Table(printable(title), [*map(printable, names), "AUROC"], rows)
 
 
 def _value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else shortened(shown(str(value)), 60)
+    return f"{value:g}" if isinstance(value, float) else shortened(printable(str(value)), 60)
 
 
 def _settings(run: Run) -> list[Table]:
     """Return the settings of the evaluation and of each method."""
     groups = [("evaluation", run.settings), *((one.label, one.settings) for one in run.methods)]
     rows = [
-        ([Cell(shown(group)), Cell(shown(str(name))), Cell(_value(value))], False)
+        ([Cell(printable(group)), Cell(printable(str(name))), Cell(_value(value))], False)
         for group, settings in groups
         for name, value in settings.items()
     ]

@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from networks import TinyNet, make_images, make_loader
+from networks import make_images, make_loader
 
 from openood_adascale.evaluation.benchmark import Benchmark
-
-
-@pytest.fixture
-def network() -> TinyNet:
-    torch.manual_seed(0)
-    network = TinyNet()
-    with torch.no_grad():
-        for _ in range(20):  # batch statistics that differ from eval mode's
-            network.train()(torch.randn(16, 3, 8, 8) * 2 + 1)
-    network.calls.clear()
-    return network.eval()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from helpers import call
+from helpers import NETWORK, call
 from PIL import Image
 
 from openood_adascale import MSP, AdaSCALE
@@ -21,28 +21,9 @@ from openood_adascale.models.loading import load_network
 pa = pytest.importorskip("pyarrow", reason="needs the extra ray: pip install -e '.[ray]'")
 pq = pytest.importorskip("pyarrow.parquet")
 
-NETWORK = """
-import torch
-from torch import nn
-from torchvision import transforms
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 16, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        self.fc = nn.Linear(64, 3)
-
-    def forward(self, images):
-        return self.fc(self.features(images))
-
-PLAIN = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor()])
-
-def network():
-    torch.manual_seed(0)
-    return Net(), PLAIN
-
+NAN_FOR_GREEN = """
 def nan_for_green(image):
-    tensor = PLAIN(image)
+    tensor = transform(image)
     return tensor * float("nan") if tensor[1].mean() > 0.9 else tensor
 """
 
@@ -74,7 +55,7 @@ def write_tar(path, members):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bulk, "PART_IMAGES", (8, 8192))
-    (tmp_path / "net.py").write_text(NETWORK)
+    (tmp_path / "net.py").write_text(NETWORK + NAN_FOR_GREEN)
     loaded = load_network("net.py:network")
     detector = AdaSCALE(loaded.network).fit([torch.rand(16, 3, 32, 32)], progress=False)
     detector.save("d.safetensors", {"classes": ["cat", "dog", "owl"]})

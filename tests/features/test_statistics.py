@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from networks import make_images
+from networks import activations, make_images
 
 from openood_adascale import AdaSCALE
 from openood_adascale.errors import MissingFeatureError
@@ -20,18 +20,6 @@ from openood_adascale.features.statistics import FeatureRequest, Features, Featu
 
 TRIVIAL = Perturbation("trivial", 0.05, 0.5)
 RANDOM = Perturbation("random", 0.1, 0.2)
-
-
-@st.composite
-def activations(draw):
-    """A float32 batch with ties, zeros, all-negative rows and widely differing magnitudes."""
-    shape = (draw(st.integers(1, 6)), draw(st.integers(1, 60)))
-    elements = st.one_of(
-        st.sampled_from([0.0, -1.0, 1.0, 2.5]),
-        st.floats(-50, 50, width=32, allow_subnormal=False),
-        st.floats(0, 1000, width=32, allow_subnormal=False),
-    )
-    return draw(hnp.arrays(np.float32, shape, elements=elements))
 
 
 percents = st.one_of(st.floats(0.01, 100), st.sampled_from([1.0, 5.0, 50.0, 100.0]))
