@@ -230,7 +230,10 @@ WRONG = {
     "no weights": (known("--network", "timm:resnet18"), "random"),
     "no such model": (known("--network", "torchvision:resnet19", "--weights", "default"), "such as"),
     "no folder of transformers": (known("--network", "hf:./nowhere"), "no such folder"),
-    "not a folder of transformers": (known("--network", "hf:far"), "image classifier of transformers|an installed transformers"),
+    "not a folder of transformers": (
+        known("--network", "hf:far"),
+        "image classifier of|an installed transformers",
+    ),
     **{
         f"weights {name}": (known("--weights", name), told)
         for name, told in {
