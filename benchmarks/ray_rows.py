@@ -4,7 +4,6 @@ A process of its own runs each measurement:
 
     python benchmarks/ray_rows.py evaluate WORKERS IMAGES     # prints seconds, seconds of Ray's start, sum of the scores
     python benchmarks/ray_rows.py score WORKERS SOURCE ...    # prints seconds of score_dataset
-    python benchmarks/ray_rows.py ray_data 2 SOURCE ...       # prints seconds of the same with Ray Data
     python benchmarks/ray_rows.py kill 100                    # kills workers at random moments and compares the scores
 """
 
@@ -122,42 +121,6 @@ def run_score(workers: int, sources: list[str]) -> None:
         print(score(sources, str(folder / "scores")))
 
 
-def run_ray_data(workers: int, sources: list[str]) -> None:
-    """Print the seconds of ``read_parquet``, ``map_batches`` and ``write_parquet``, less those for a few images."""
-    import ray
-
-    from openood_adascale import load_detector
-
-    folder = Path(sources[0]).parent
-
-    class Score:
-        def __init__(self) -> None:
-            torch.set_num_threads(1)
-            keep_memory()
-            network = resnet18(num_classes=10)
-            network.load_state_dict(torch.load(folder / "network.pth"))
-            self.detector = load_detector(folder / "detector.safetensors", network.eval())
-
-        def __call__(self, rows: Any) -> Any:
-            images = [to_tensor(Image.open(io.BytesIO(image)).convert("RGB")) for image in rows["image"]]
-            predictions, scores = self.detector.predict(torch.stack(images))
-            return {"prediction": predictions.numpy(), "score": scores.numpy()}
-
-    def score(found: list[str], output: str) -> float:
-        start = time.perf_counter()
-        rows = ray.data.read_parquet(found).repartition(target_num_rows_per_block=128)
-        actors = ray.data.ActorPoolStrategy(size=workers)
-        rows = rows.map_batches(Score, batch_size=64, compute=actors, num_cpus=1)
-        rows.write_parquet(f"{output}-{os.getpid()}")
-        return time.perf_counter() - start
-
-    os.environ.update(RAY_worker_niceness="0", OMP_NUM_THREADS="1")
-    ray.init(address="local", num_cpus=workers + 1, log_to_driver=False)  # without one for reading it hangs
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    few = score([str(folder / "few.parquet")], str(folder / "few"))
-    print(score(sources, str(folder / "scores")) - few)
-
-
 def run_kill(kills: int) -> None:
     """Evaluate until so many workers were killed, and print how many evaluations had other scores than in one process."""
     torch.set_num_threads(1)
@@ -251,18 +214,16 @@ def on_two_workers(table: Table, repeats: int, images: int = IMAGES, rows: int =
     table.add("the same: scores", "equal" if len(sums) == 1 else f"sums {sums}", "equal", len(sums) == 1)
     with tempfile.TemporaryDirectory() as folder:
         files = write_images(Path(folder), rows)
-        taken: dict[str, list[float]] = {"plain": [], "workers": [], "ray_data": []}
+        apart, bulk = [], []
         for _ in tqdm(rounds, leave=False):
             halves = [start("score", 1, file) for file in files]
-            taken["plain"].append(max(numbers(half)[0] for half in halves))
-            taken["workers"].append(numbers(start("score", 2, *files))[0])
-            taken["ray_data"].append(numbers(start("ray_data", 2, *files))[0])
-    plain, workers, ray_data = (median(found) for found in taken.values())
+            apart.append(max(numbers(half)[0] for half in halves))
+            bulk.append(numbers(start("score", 2, *files))[0])
+    plain, workers = median(apart), median(bulk)
     count = FILES * rows
     table.add(
         f"bulk scoring of {count} JPEGs of 96×96 in Parquet, two Ray workers against two processes that share nothing",
-        f"{plain / workers:.2f} × ({count / workers:.0f} images/s, {count / plain:.0f} images/s); "
-        f"with Ray Data {plain / ray_data:.2f} × ({count / ray_data:.0f} images/s)",
+        f"{plain / workers:.2f} × ({count / workers:.0f} images/s, {count / plain:.0f} images/s)",
         "≥ 0.8 ×",
         plain / workers >= 0.8,
     )
@@ -276,4 +237,4 @@ if __name__ == "__main__":
     elif what == "kill":
         run_kill(int(count))
     else:
-        {"score": run_score, "ray_data": run_ray_data}[what](int(count), rest)
+        run_score(int(count), rest)

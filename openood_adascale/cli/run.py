@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ..errors import SettingError
 from ..plugin.registration import register
@@ -34,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "feature cache (default: $OPENOOD_ADASCALE_CACHE_DIR, else a temporary directory with --postprocessors and none "
         "without)",
     )
+    add(
+        "-o --output DIR",
+        "folder for run.json, tables and the table of images, which report reads (default: the script's own results "
+        "folder: eval_ood.py's --root, and that of eval_ood_imagenet.py)",
+        type=Path,
+    )
     add_ray(parser)
 
 
@@ -49,14 +56,34 @@ def execute(options: argparse.Namespace) -> int:
         raise SettingError("script", options.script, "a Python script that exists")
     register()
     from ..features.cache import feature_cache  # imports torch
+    from ..plugin.evaluator import collected_results
     from ..plugin.run_many import chosen_names, run_many, run_script, summary
 
     with chosen_pool(options):
         if options.postprocessors is None:
-            with feature_cache(options.cache_dir):
-                run_script(script, options.arguments)
+            results: list[Any] = []
+            with feature_cache(options.cache_dir), collected_results(results):
+                variables = run_script(script, options.arguments)
+            by_name: dict[str, list[Any]] = {}
+            for one in results:
+                by_name.setdefault(one.name, []).append(one)
+            _save(by_name, variables, options.output)
             return 0
         names = chosen_names(options.postprocessors)
         outcomes = run_many(script, options.arguments, names, options.cache_dir)
     print(summary(outcomes))
+    if done := [outcome for outcome in outcomes if not outcome.failed]:
+        _save({one.name: one.results for one in done}, done[-1].variables, options.output)
     return int(any(outcome.failed for outcome in outcomes))
+
+
+def _save(evaluations: dict[str, list[Any]], variables: dict[str, Any], output: Path | None) -> None:
+    """Write the evaluations to the output folder, or to the folder ``root`` of OpenOOD's scripts."""
+    folder = output or variables.get("root")
+    if not evaluations or not isinstance(folder, str | Path):
+        return
+    from ..plugin.results import save_runs
+
+    is_saved = output is None and getattr(variables.get("args"), "save_csv", False)
+    for path in save_runs(evaluations, Path(folder), save_tables=not is_saved):
+        print(f"results: {path}; for a report: openood-adascale report {path.parent}")

@@ -180,7 +180,15 @@ def _search_request(detector: AnyDetector, sweep: Mapping[str, Sequence[Any]] | 
 def _values(detector: AnyDetector, statistics: FeatureStatistics) -> dict[str, np.ndarray]:
     """Return scores and, for methods that have them, percentiles and Q'."""
     found = {"scores": detector.score_statistics(statistics, detector.settings, detector.state)[1]}
-    if isinstance(detector, Adaptive):
-        found["percentiles"] = detector.percentiles_from(statistics)
-        found["oodness"] = detector.oodness_from(statistics)
+    found |= adaptive_values(detector, statistics)
     return {name: values.cpu().numpy().astype(np.float64) for name, values in found.items()}
+
+
+def adaptive_values(detector: AnyDetector, statistics: FeatureStatistics) -> dict[str, Tensor]:
+    """Return the (N,) percentiles p and Q' of a method that has them (empty otherwise)."""
+    if not isinstance(detector, Adaptive):
+        return {}
+    return {
+        "percentiles": detector.percentiles_from(statistics),
+        "oodness": detector.oodness_from(statistics),
+    }

@@ -28,17 +28,18 @@ _FUNCTIONS = {
 _OWN_ADASCALE = {"adascale_a": "adascale", "adascale_l": "adascale_logit"}
 
 _sessions: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _listeners: list[list[Any]] = []
 
 
 @contextmanager
-def collected_tables(tables: list[Any]) -> Iterator[None]:
-    """Append the tables of OpenOOD's ``Evaluator`` to ``tables`` inside the ``with`` block."""
-    _listeners.append(tables)
+def collected_results(results: list[Any]) -> Iterator[None]:
+    """Append an ``Evaluation`` for each ``eval_ood`` of OpenOOD's ``Evaluator`` inside the ``with`` block."""
+    _listeners.append(results)
     try:
         yield
     finally:
-        _listeners.remove(tables)
+        _listeners.remove(results)
 
 
 def marked(wrapper: Any) -> Any:
@@ -92,7 +93,9 @@ def _constructor(module: ModuleType, original: Callable[..., None]) -> Callable[
         call.pop(next(iter(call)))  # self
         if (datasets := _datasets()) is not None:
             datasets.prepare(call.get("id_name"), module)
-        if (name := call.get("postprocessor_name")) in _OWN_ADASCALE:
+        if name := call.get("postprocessor_name"):
+            _names[evaluator] = name
+        if name in _OWN_ADASCALE:
             _mention_adascale(name)
         if hasattr(call.get("postprocessor"), "config_root"):  # one of this package's, from an earlier run
             call["postprocessor"].config_root = call.get("config_root")
@@ -117,15 +120,20 @@ def _method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(evaluator: Any, *args: Any, **kwargs: Any) -> Any:
         datasets, session = _datasets(), _sessions.get(evaluator)
-        if datasets is not None and _wants_csid(name, args, kwargs):
+        full_spectrum = _wants_csid(name, args, kwargs)
+        if datasets is not None and full_spectrum:
             datasets.require_csid(getattr(evaluator, "id_name", None))
         if name == "_classifier_inference" and (found := _known_predictions(evaluator, session, *args)):
             return found
         call = functools.partial(original, evaluator, *args, **kwargs)
+        if name == "eval_ood" and _listeners:
+            from .results import evaluated, record_orders
+
+            record_orders(evaluator, full_spectrum)
         found = call() if session is None else session.call(call, evaluator)
-        if name == "eval_ood":
-            for tables in _listeners:
-                tables.append(found)
+        if name == "eval_ood" and _listeners:
+            postprocessor = _names.get(evaluator) or type(evaluator.postprocessor).__name__
+            _listeners[-1].append(evaluated(evaluator, postprocessor, found, full_spectrum))
         return found
 
     return method

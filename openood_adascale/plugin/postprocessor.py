@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ..detectors.base import Detector, FittedDetector, StreamingDetector
 from ..detectors.registry import Method
 from ..detectors.settings import Settings
 from ..errors import NotFittedError, SettingError, shown
+from ..evaluation.one_pass import adaptive_values
 from ..features.collect import LabelledStatistics, collect_statistics, iterate_statistics
 from ..features.fingerprint import (
     NotFingerprintableError,
@@ -41,6 +42,15 @@ FORMAT = 5
 """Format of pickles."""
 _IMAGES = {"train": "training", "val": "validation", "ood_val": "OOD validation"}
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class _Pass(NamedTuple):
+    """Values of the images of a loader, by name."""
+
+    net: nn.Module
+    loader: Any
+    precision: str
+    values: dict[str, Tensor]
 
 
 class DetectorPostprocessor(BasePostprocessor):
@@ -103,7 +113,7 @@ class DetectorPostprocessor(BasePostprocessor):
         self._loaders: dict[str, Any] = {}
         self._searching = False
         self._collected: list[tuple[Any, LabelledStatistics]] = []
-        self._plain: list[tuple[nn.Module, Any, Tensor, Tensor]] = []
+        self._passes: list[_Pass] = []
 
     def __repr__(self) -> str:
         chosen = ", ".join(f"{name}={value!r}" for name, value in self.settings.as_dict().items())
@@ -186,26 +196,27 @@ class DetectorPostprocessor(BasePostprocessor):
             )
         for statistics, labels in passed:
             with torch.no_grad():
-                found = detector.score_statistics(statistics, settings, detector.state)
-            batches.append(
-                [*(column.cpu() for column in (*found, statistics.prediction)), torch.from_numpy(labels)]
-            )
-        predictions, scores, plain_predictions, labels_found = (
-            torch.cat(column) for column in zip(*batches, strict=True)
-        )
-        if settings.precision == "float32":
-            self._plain = [one for one in self._plain if one[1] is not data_loader]
-            self._plain.append((net, data_loader, plain_predictions, labels_found))
-        return predictions.numpy().astype(int), scores.numpy(), labels_found.numpy()
+                predictions, scores = detector.score_statistics(statistics, settings, detector.state)
+                columns = {"prediction": predictions, "score": scores, "plain": statistics.prediction}
+                columns |= adaptive_values(detector, statistics)
+            batches.append({name: values.cpu() for name, values in columns.items()})
+            batches[-1]["label"] = torch.from_numpy(labels)
+        found = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        self._passes = [one for one in self._passes if one.loader is not data_loader]
+        self._passes.append(_Pass(net, data_loader, settings.precision, found))
+        return found["prediction"].numpy().astype(int), found["score"].numpy(), found["label"].numpy()
 
     def plain_predictions(self, net: nn.Module, loader: Any) -> tuple[Tensor, Tensor] | None:
         """Return the network's own predictions and the labels of a loader, if :meth:`inference` has seen them."""
-        found = [
-            (predictions, labels)
-            for known_net, known_loader, predictions, labels in self._plain
-            if known_net is net and known_loader is loader
-        ]
-        return found[0] if found else None
+        for one in self._passes:
+            if one.net is net and one.loader is loader and one.precision == "float32":
+                return one.values["plain"], one.values["label"]
+        return None
+
+    def details_of(self, loader: Any) -> dict[str, np.ndarray]:
+        """Return AdaSCALE's (N,) percentiles and Q' of a loader that :meth:`inference` has seen (empty otherwise)."""
+        values = next((one.values for one in self._passes if one.loader is loader), {})
+        return {name: values[name].double().numpy() for name in ("percentiles", "oodness") if name in values}
 
     # Fitting and search.
 

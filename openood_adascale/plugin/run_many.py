@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -19,21 +20,24 @@ from ..errors import SettingError
 from ..features.cache import current_cache, feature_cache
 from ..memory import give_back
 from .config import postprocessor_methods
-from .evaluator import collected_tables
+from .evaluator import collected_results
 from .feature_net import FROM_FEATURES
 from .registration import require_registration
+
+if TYPE_CHECKING:
+    from .results import Evaluation
 
 OPTION = "--postprocessor"
 
 
-def run_script(script: Path, arguments: Sequence[str]) -> None:
-    """Run ``script`` as ``python SCRIPT ARGUMENTS…`` does, and restore ``sys.argv`` and ``sys.path``."""
+def run_script(script: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run ``script`` as ``python SCRIPT ARGUMENTS…`` does, and return its global variables."""
     before = sys.argv, list(sys.path)
     try:
         sys.argv = [str(script), *arguments]
         if not getattr(sys.flags, "safe_path", False):
             sys.path[0] = str(script.resolve().parent)
-        runpy.run_path(str(script), run_name="__main__")
+        return runpy.run_path(str(script), run_name="__main__")
     finally:
         sys.argv, sys.path[:] = before
 
@@ -45,13 +49,15 @@ class Outcome:
     name: str
     seconds: float = 0.0
     error: str = ""
-    tables: list[pd.DataFrame] = field(default_factory=list)
-    """OpenOOD's tables, one for each training run."""
+    results: list[Evaluation] = field(default_factory=list)
+    """One for each training run."""
+    variables: dict[str, Any] = field(default_factory=dict)
+    """The script's global variables."""
 
     @property
     def failed(self) -> bool:
-        """True without a table."""
-        return bool(self.error) or not self.tables
+        """True without a result."""
+        return bool(self.error) or not self.results
 
 
 def chosen_names(text: str) -> list[str]:
@@ -99,7 +105,7 @@ def run_many(
         for number, name in enumerate(bar, 1):
             bar.set_postfix_str(name)
             print(f"openood-adascale: {name} ({number} of {len(names)})", file=sys.stderr, flush=True)
-            outcomes.append(_run_one(script, arguments, name))
+            outcomes.append(_run_one(script, [*arguments, OPTION, name], name))
             gc.collect()
             give_back()
     return outcomes
@@ -107,9 +113,9 @@ def run_many(
 
 def _run_one(script: Path, arguments: Sequence[str], name: str) -> Outcome:
     outcome, start = Outcome(name), time.perf_counter()
-    with collected_tables(outcome.tables):
+    with collected_results(outcome.results):
         try:
-            run_script(script, [*arguments, OPTION, name])
+            outcome.variables = run_script(script, arguments)
         except SystemExit as left:
             if left.code not in (None, 0):
                 outcome.error = f"the script ended with {left.code!r}"
@@ -126,7 +132,8 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     rows = {}
     for outcome in outcomes:
         if not outcome.failed:
-            means = (sum(outcome.tables[1:], outcome.tables[0]) / len(outcome.tables)).astype(float)
+            tables = [one.result.table for one in outcome.results]
+            means = (sum(tables[1:], tables[0]) / len(tables)).astype(float)
             row = {
                 f"{split} {column}": means.loc[f"{split}ood", column]
                 for split in ("near", "far")
@@ -138,12 +145,12 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         table = pd.DataFrame.from_dict(rows, orient="index").sort_values(
             ["near AUROC", "far AUROC"], ascending=False, kind="stable"
         )
-        runs = max(len(outcome.tables) for outcome in outcomes)
+        runs = max(len(outcome.results) for outcome in outcomes)
         lines.append(table.to_string(float_format=lambda value: f"{value:.2f}"))
         lines.append(f"Means of {runs} runs, in percent." if runs > 1 else "In percent.")
     for outcome in outcomes:
         if outcome.error:
             lines.append(f"{outcome.name}: failed: {outcome.error}")
-        elif not outcome.tables:
+        elif not outcome.results:
             lines.append(f"{outcome.name}: the script evaluated nothing with OpenOOD's Evaluator")
     return "\n".join(lines)

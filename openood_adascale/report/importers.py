@@ -15,7 +15,7 @@ from ..errors import ResultError
 from ..io import printable
 from ..metrics import fpr95_auroc
 from .names import AVERAGES, SCHEMES, file_names, identify, is_name, label_of, method_of, shortened
-from .run import LARGEST, MethodResult, Run, image_table, read_run, value_at
+from .run import LARGEST, MethodResult, Run, image_table, read_run, run_file, value_at
 from .tables import ResultTable, find_tables, mean_and_std, read_table, table_of
 from .unpickling import NumbersUnpickler, as_array
 
@@ -32,14 +32,16 @@ def load(folder: str | Path) -> list[Run]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ResultError(f"{folder}: no such folder; expected the folder of a run")
-    if not (folder / "run.json").exists():
-        return read_openood(folder)
-    run = read_run(folder)
-    listed = {f"{name}.csv" for name in file_names(one.name for one in run.methods)}
-    tables, _ = find_tables(folder / run.scheme)
-    if others := [path.name for path in tables if path.name not in listed]:
-        run.notes.append(f"Left out, not part of the run in run.json: {shortened(', '.join(others), 200)}.")
-    return [replace(run, title=run.title or _title(folder))]
+    schemes = [scheme for scheme in SCHEMES if run_file(folder, scheme).exists()]
+    runs = [read_run(folder, scheme) for scheme in schemes]
+    for run in runs:
+        listed = {f"{name}.csv" for name in file_names(one.name for one in run.methods)}
+        tables, _ = find_tables(folder / run.scheme)
+        if others := [path.name for path in tables if path.name not in listed]:
+            run.notes.append(
+                f"Left out, not part of the run in run.json: {shortened(', '.join(others), 200)}."
+            )
+    return [replace(run, title=run.title or _title(folder)) for run in runs] or read_openood(folder)
 
 
 def _title(folder: Path) -> str:

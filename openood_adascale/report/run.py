@@ -1,8 +1,9 @@
 """The result format: a run in memory, and as a folder.
 
-A run's folder holds ``run.json``, a table per method as OpenOOD writes it (``ood/NAME.csv`` or ``fsood/NAME.csv``) and the
-candidates of each search (``search/NAME.csv``). One table of images is ``images.parquet``, or ``images.csv`` if pyarrow is
-not installed or a path is not UTF-8.
+A run's folder holds ``run.json``, a table per method as OpenOOD writes it (``ood/NAME.csv``) and the candidates of each
+search (``search/NAME.csv``). One table of images is ``images.parquet``, or ``images.csv`` if pyarrow is not installed or a
+path is not UTF-8. A run of full-spectrum OOD detection can be in the same folder: ``fsood/NAME.csv``, ``run_fsood.json``
+and ``images_fsood.parquet``.
 """
 
 from __future__ import annotations
@@ -222,7 +223,16 @@ def image_table(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(IMAGE_COLUMNS))
 
 
-def write_run(run: Run, folder: str | Path) -> Path:
+def run_file(folder: str | Path, scheme: str = "ood") -> Path:
+    """Return the path of a run's ``run.json``, or ``run_fsood.json``."""
+    return Path(folder) / f"{_stem('run', scheme)}.json"
+
+
+def _stem(name: str, scheme: str) -> str:
+    return name if scheme == "ood" else f"{name}_{scheme}"
+
+
+def write_run(run: Run, folder: str | Path, save_tables: bool = True) -> Path:
     """Write a run to a folder and return the path of its ``run.json``, which is written last.
 
     Other files in the folder stay; the report names result tables that are not part of the run.
@@ -230,18 +240,21 @@ def write_run(run: Run, folder: str | Path) -> Path:
     Args:
         run: The run.
         folder: Folder, made if it does not exist.
+        save_tables: False keeps tables that are there already, as OpenOOD's scripts write them.
 
     Raises:
         OSError: If a file cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "run.json"
-    for old in (path, folder / "images.parquet", folder / "images.csv"):
+    path, images = run_file(folder, run.scheme), folder / _stem("images", run.scheme)
+    for old in (path, images.with_suffix(".parquet"), images.with_suffix(".csv")):
         old.unlink(missing_ok=True)
     methods = []
     for method, file in zip(run.methods, file_names(one.name for one in run.methods), strict=True):
-        save_csv(method.table, folder / run.scheme / f"{file}.csv", method.std)
+        table = folder / run.scheme / f"{file}.csv"
+        if save_tables or not table.exists():
+            save_csv(method.table, table, method.std)
         if method.search is not None:
             (folder / "search").mkdir(exist_ok=True)
             with replacing(folder / "search" / f"{file}.csv") as beside:
@@ -264,7 +277,7 @@ def write_run(run: Run, folder: str | Path) -> Path:
         "notes",
     )
     about = {"format": FORMAT, **{name: getattr(run, name) for name in names}, "methods": methods}
-    about["images"] = _write_images(run.images, folder)
+    about["images"] = _write_images(run.images, images)
     with replacing(path) as beside:
         beside.write_text(json.dumps(about, indent=1, default=_plain) + "\n", encoding="utf-8")
     return path
@@ -275,37 +288,40 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
-def _write_images(images: pd.DataFrame, folder: Path) -> str | None:
+def _write_images(images: pd.DataFrame, stem: Path) -> str | None:
     """Write the table of images and return its file name; None if there are no images.
 
-    Paths in the folder are written relative to it, so that it can be moved.
+    Paths in its folder are written relative to it, so that it can be moved.
     """
-    root = os.path.join(os.path.abspath(folder), "")
+    root = os.path.join(os.path.abspath(stem.parent), "")
     paths = [path and os.path.abspath(path).removeprefix(root) for path in images["path"]]
     images = images.assign(path=pd.Series(paths, images.index, object))
     if images.empty:
         return None
     try:
-        with replacing(folder / "images.parquet") as beside:
+        with replacing(path := stem.with_suffix(".parquet")) as beside:
             images.to_parquet(beside, engine="pyarrow", index=False)
-        return "images.parquet"
     except (ImportError, UnicodeError):
-        with replacing(folder / "images.csv") as beside:
+        with replacing(path := stem.with_suffix(".csv")) as beside:
             images.to_csv(beside, index=False, errors="surrogateescape", quoting=csv.QUOTE_NONNUMERIC)
-        return "images.csv"
+    return path.name
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path, scheme: str = "ood") -> Run:
     """Read a run that :func:`write_run` wrote; other files in the folder are ignored.
+
+    Args:
+        folder: The run's folder.
+        scheme: ``ood`` or ``fsood``.
 
     Raises:
         ResultError: If the folder holds no run, or one of another format, or if a file is missing or damaged.
     """
     folder = Path(folder)
-    path = folder / "run.json"
+    path = run_file(folder, scheme)
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        if about["format"] != FORMAT or about["scheme"] not in SCHEMES:
+        if about["format"] != FORMAT or about["scheme"] != scheme:
             raise ValueError(f"format {about['format']!r}, scheme {about['scheme']!r}")
         methods = []
         files = file_names(entry["name"] for entry in about["methods"])
@@ -318,7 +334,7 @@ def read_run(folder: str | Path) -> Run:
         texts |= {key: about[key] and str(about[key]) for key in ("id", "network")}
         return Run(
             methods, tuple(about["near"]), tuple(about["far"]), about["scheme"],
-            images=_read_images(folder, about["images"]), classes=tuple(map(str, about["classes"])),
+            images=_read_images(folder, about["images"], _stem("images", scheme)), classes=tuple(map(str, about["classes"])),
             settings=dict(about["settings"]), notes=list(map(str, about["notes"])), **texts,
         )  # fmt: skip
     except ResultError:
@@ -330,14 +346,14 @@ def read_run(folder: str | Path) -> Run:
         ) from error
 
 
-def _read_images(folder: Path, name: object) -> pd.DataFrame:
+def _read_images(folder: Path, name: object, stem: str) -> pd.DataFrame:
     if name is None:
         return pd.DataFrame(columns=list(IMAGE_COLUMNS))
-    if name == "images.parquet":
-        table = pd.read_parquet(folder / name, engine="pyarrow")
+    if name == f"{stem}.parquet":
+        table = pd.read_parquet(folder / f"{stem}.parquet", engine="pyarrow")
     else:
         table = pd.read_csv(
-            folder / "images.csv", dtype=object, keep_default_na=False, encoding_errors="surrogateescape"
+            folder / f"{stem}.csv", dtype=object, keep_default_na=False, encoding_errors="surrogateescape"
         )
         for column in {*table} - {*IMAGE_COLUMNS[:2]}:
             table[column] = table[column].replace("", "nan").astype(np.float64)

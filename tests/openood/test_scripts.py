@@ -14,6 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from openood_adascale.metrics import fpr95_auroc
+from openood_adascale.report.importers import load
+
 ROWS = ["cifar100", "tin", "nearood", "mnist", "svhn", "texture", "places365", "farood"]
 HEADER = ["FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC"]
 
@@ -33,6 +36,15 @@ def numbers(path) -> np.ndarray:
     assert list(table.columns) == HEADER
     assert list(table.index) == ROWS
     return table.map(lambda cell: float(str(cell).split(" ± ")[0])).to_numpy()
+
+
+def assert_scores_give_the_tables(run) -> None:
+    """Compare FPR@95 and AUROC of the saved scores with OpenOOD's tables of two decimals."""
+    for method in run.methods:
+        scores = run.values(method)
+        for name in run.sets:
+            found = fpr95_auroc(scores["id"], scores[name])
+            np.testing.assert_allclose(found, method.table.loc[name, HEADER[:2]].astype(float), atol=0.0051)
 
 
 def test_eval_ood_takes_its_pickle_up_in_the_second_run(run_script, run_root):
@@ -98,6 +110,26 @@ def test_eval_ood_imagenet_writes_its_table(run_script, imagenet_checkpoint):
         "farood",
     ]
     assert (imagenet_checkpoint.parent / "postprocessors/adascale.pkl").is_file()
+
+
+def test_run_saves_shuffled_images_in_the_order_of_the_dataset(run_script, imagenet_checkpoint):
+    """A run per call, as eval_ood_imagenet.py shuffles its loaders with another seed each time."""
+    for name in ("msp", "adascale"):
+        run_script(
+            ["-m", "openood_adascale", "run", "scripts/eval_ood_imagenet.py", "--ckpt-path", imagenet_checkpoint,
+             "--postprocessor", name, "--batch-size", "8"]
+        )  # fmt: skip
+    (run,) = load(imagenet_checkpoint.parent)
+    assert [method.name for method in run.methods] == ["msp", "adascale"]
+    assert (run.id, run.near, run.far) == (
+        "imagenet",
+        ("ssb_hard", "ninco"),
+        ("inaturalist", "textures", "openimage_o"),
+    )
+    assert_scores_give_the_tables(run)
+    own = run.images[run.images["set"] == "id"]
+    assert own["path"].is_unique
+    assert own["percentile_adascale"].between(0, 100).all()
 
 
 def test_main_py_searches_and_keeps_overrides(run_script, main_args, checkout, packaged):
@@ -194,7 +226,14 @@ def test_run_of_many_postprocessors_writes_files_and_a_table(run_script, run_roo
     for name, row in rows.items():
         table = numbers(run_root / f"ood/{name}.csv")
         assert row[:2] == list(table[ROWS.index("nearood"), :2])
-    assert summary[-1].startswith("nonsense: failed: ")
+    assert any(line.startswith("nonsense: failed: ") for line in summary)
+    (run,) = load(run_root)
+    assert [method.name for method in run.methods] == [name for name in names if name != "nonsense"]
+    assert (run.id, run.scheme) == ("cifar10", "ood")
+    assert_scores_give_the_tables(run)
+    assert "± 0.00" in (run_root / "ood/msp.csv").read_text()  # as the script wrote it
+    assert run.images["path"].map(os.path.isfile).all()
+    assert {"percentile_adascale_logit", "oodness_adascale_logit"} <= {*run.images}
 
 
 WAY = """
