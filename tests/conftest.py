@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import os
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,12 +27,12 @@ settings.register_profile("quick", derandomize=True, max_examples=30, database=N
 # pytest -n0 --hypothesis-profile=long tests/detectors/test_settings.py
 settings.register_profile("long", max_examples=10_000, print_blob=True, **_COMMON)
 settings.load_profile("quick")
+tqdm.set_lock(RLock())  # the default is one for all processes, and a mutant that mutmut kills may hold it
 
 
 @pytest.fixture(autouse=True)
-def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are composed and saved, but nothing is drawn in them, which takes most of a report's time, unless a test
-    is of what is drawn (``@pytest.mark.drawn``)."""
+def _save_figures_undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save figures without drawing them, which takes most of a report's time, except in tests marked ``drawn``."""
     from matplotlib.figure import Figure
 
     if request.node.get_closest_marker("drawn"):

@@ -234,14 +234,6 @@ class Adapter(nn.Linear):
         return super().forward(feature) + feature @ self.down.T @ self.up.T
 
 
-class FakeQuantised(nn.Linear):
-    """As quantisation-aware layers: the weight that is used is rounded to 8 bits."""
-
-    def forward(self, feature):
-        step = self.weight.abs().max() / 127
-        return nn.functional.linear(feature, (self.weight / step).round() * step, self.bias)
-
-
 class IntegerWeight(nn.Linear):
     """As 8-bit layers: the weight holds integers, and a scale stands beside it."""
 
@@ -264,34 +256,28 @@ def with_head(layer):
 # Heads that are W a + b, though W is no parameter of theirs.
 
 
-def trained(parameter):
-    """Multiply a parameter in place, as a training step does."""
+def trained_head(norm, name):
+    """Return a normalised head whose own parameter has changed, as in a training step."""
+    head = norm(nn.Linear(64, 5))
     with torch.no_grad():
-        parameter.mul_(1.5)
+        head.get_parameter(name).mul_(1.5)
+    return head
 
 
 def old_weight_norm():
-    head = nn.utils.weight_norm(nn.Linear(64, 5))
-    trained(head.weight_g)
-    return head
+    return trained_head(nn.utils.weight_norm, "weight_g")
 
 
 def new_weight_norm():
-    head = parametrizations.weight_norm(nn.Linear(64, 5))
-    trained(head.parametrizations.weight.original0)
-    return head
+    return trained_head(parametrizations.weight_norm, "parametrizations.weight.original0")
 
 
 def old_spectral_norm():
-    head = nn.utils.spectral_norm(nn.Linear(64, 5))
-    trained(head.weight_orig)
-    return head
+    return trained_head(nn.utils.spectral_norm, "weight_orig")
 
 
 def new_spectral_norm():
-    head = parametrizations.spectral_norm(nn.Linear(64, 5))
-    trained(head.parametrizations.weight.original)
-    return head
+    return trained_head(parametrizations.spectral_norm, "parametrizations.weight.original")
 
 
 def orthogonal():
@@ -319,7 +305,7 @@ LINEAR_HEADS = [
 ]  # fmt: skip
 
 
-NO_LINEAR_HEAD = [CosineLayer, Tempered, Adapter, FakeQuantised, IntegerWeight]
+NO_LINEAR_HEAD = [CosineLayer, Tempered, Adapter, IntegerWeight]
 
 
 class Clamped(TinyNet):
@@ -341,15 +327,6 @@ class Viewed(nn.Module):
 
     def forward(self, images):
         return self.fc(self.conv(images).relu().view(len(images), -1))
-
-
-class FlatMLP(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.hidden, self.fc = nn.Linear(192, 64), nn.Linear(64, 5)
-
-    def forward(self, images):
-        return self.fc(self.hidden(images.view(len(images), 192)).relu())
 
 
 class Merging(TinyNet):
@@ -392,11 +369,11 @@ class Checkpointed(TinyNet):
 
 
 class Counting(TinyNet):
-    """Writes to a buffer whenever it runs."""
+    """Counts its forward passes in a buffer."""
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("runs", torch.zeros(()))
+        self.register_buffer("runs", torch.zeros((), dtype=torch.int64))
 
     def forward(self, images):
         self.runs += 1

@@ -1,4 +1,4 @@
-"""FPR@95 and AUROC against their definitions."""
+"""Tests of the OOD metrics."""
 
 from __future__ import annotations
 

@@ -136,19 +136,9 @@ class AdaSCALE(FittedDetector[AdaSCALESettings, Tensor]):
         **inference: Unpack[InferenceOptions],
     ) -> None:
         super().__init__(
-            network,
-            variant=variant,
-            percentile=percentile,
-            k1=k1,
-            k2=k2,
-            lmbda=lmbda,
-            o=o,
-            epsilon=epsilon,
-            pixels=pixels,
-            num_samples=num_samples,
-            seed=seed,
-            **inference,
-        )
+            network, variant=variant, percentile=percentile, k1=k1, k2=k2, lmbda=lmbda, o=o, epsilon=epsilon,
+            pixels=pixels, num_samples=num_samples, seed=seed, **inference,
+        )  # fmt: skip
 
     def fit_state(self, statistics: FeatureStatistics, settings: AdaSCALESettings) -> Tensor:
         """Return the sorted Q' of ``num_samples`` of the images, the support of the CDF F."""

@@ -24,7 +24,7 @@ from ..features.statistics import FeatureRequest, FeatureStatistics
 from ..metrics import score_kept
 from .search import SearchResult, candidates, search_aurocs
 from .serialization import SavedDetector, damaged, read_detector, write_detector
-from .settings import INFERENCE, Settings, number_within
+from .settings import INFERENCE, Settings, number_within, warn_if_doubtful
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -70,7 +70,7 @@ class Detector(ABC, Generic[S, T]):
         self.extractor = FeatureExtractor(_module(network))
         """Feature extractor; detectors of one network may share it."""
         self._settings = cast(S, self.settings_class(**settings))
-        self._settings.warn_if_doubtful()
+        warn_if_doubtful([self._settings])
         self.summary: Histogram | None = None
         """Histogram of the activations it was fitted on, if it is fitted on one."""
         self._weights: WeightsVersion | None = None  # of state, summary and validation scores
@@ -106,7 +106,7 @@ class Detector(ABC, Generic[S, T]):
             )
         before, self._settings = self._settings, settings
         if settings != before:
-            settings.warn_if_doubtful()
+            warn_if_doubtful([settings])
         if self.requires_fit and settings.fit_settings() != before.fit_settings():
             if (settings.split, settings.precision) != (before.split, before.precision):
                 self.summary = None
@@ -278,7 +278,8 @@ class Detector(ABC, Generic[S, T]):
             ValueError: As :meth:`score`, or a loader without images.
         """
         tried = self.candidates(sweep)
-        any(settings.warn_if_doubtful() for settings in tried if sweep is not None)  # only the first warns
+        if sweep is not None:
+            warn_if_doubtful(tried)
         request = FeatureRequest.union(settings.request() for settings in tried)
         id_statistics = self._collect(id_loader, request, progress, "ID validation")
         ood_statistics = self._collect(ood_loader, request, progress, "OOD validation")
@@ -397,17 +398,15 @@ class Detector(ABC, Generic[S, T]):
         self.require_fitted()
         if self._validation_scores is not None:
             self._require_same_weights("fit_threshold(loader)")
-        method, settings, volatile = (
-            qualified(type(self)),
-            self.settings.as_dict(),
-            self.extractor.volatile_buffers,
+        saved = SavedDetector(
+            method=qualified(type(self)),
+            settings=self.settings.as_dict(),
+            weights=weights_fingerprint(self.network),
+            state=self.state,
+            validation_scores=self._validation_scores,
+            notes=dict(notes or {}),
         )
-        weights = weights_fingerprint(self.network, volatile)
-        scores = self._validation_scores
-        write_detector(
-            path,
-            SavedDetector(method, settings, weights, sorted(volatile), self.state, scores, dict(notes or {})),
-        )
+        write_detector(path, saved)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], network: nn.Module) -> Self:
@@ -434,9 +433,7 @@ class Detector(ABC, Generic[S, T]):
             detector = cls(network, **saved.settings)
         except SettingError as error:
             raise damaged(path, error) from error
-        detector.extractor.volatile_buffers = frozenset(saved.volatile)
-        present = weights_fingerprint(network, saved.volatile)
-        if difference := first_difference(saved.weights, present):
+        if difference := first_difference(saved.weights, weights_fingerprint(network)):
             raise DetectorFileError(
                 f"{os.fspath(path)}: it was saved for other weights than those of this {type(network).__name__}: "
                 f"{difference}; expected that network, or a detector that is fitted again"

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
 from .. import functional
-from ..errors import MissingFeatureError, SettingError
+from ..errors import MissingFeatureError
 from ..features.histogram import Counter, Histogram, lower_edge, nearest_edge, quantile
 from ..features.statistics import FeatureRequest, FeatureStatistics
 from .base import StreamingDetector
-from .settings import (
-    SPLITS,
-    InferenceOptions,
-    Settings,
-    one_of,
-    percentile_pair,
-    setting,
-    whole_number,
-)
+from .settings import SPLITS, InferenceOptions, Settings, one_of, percentile_pair, setting, whole_number
 
 SCORES = ("vanilla", "energy")
-
-
-def _distinct_pair(name: str, value: Any) -> tuple[float, float]:
-    allowed = "a pair [low, high] with 0 < low < high < 100"
-    low, high = percentile_pair(name, value, allowed)
-    if low == high:
-        raise SettingError(name, [low, high], allowed)
-    return low, high
 
 
 @dataclass(frozen=True)
@@ -50,7 +34,7 @@ class OptFSSettings(Settings):
     score_only: ClassVar[frozenset[str]] = frozenset({"score"})
 
     bins: int = setting(100, whole_number, 1, 2**20)
-    percentile: tuple[float, float] = setting((0.1, 99.9), _distinct_pair)
+    percentile: tuple[float, float] = setting((0.1, 99.9), percentile_pair, True)
     score: str = setting("vanilla", one_of, SCORES)
     fit_split: str = setting("train", one_of, SPLITS)
 

@@ -29,15 +29,14 @@ class Method:
     label: str  # as in the paper; reports take theirs from report/names.py
     detector: type[Detector[Any, Any]]
     defaults: dict[str, Any] = field(default_factory=dict)  # settings that differ from the class's defaults
-    in_openood: bool = True  # register it; False if OpenOOD has a postprocessor of this name
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("msp", "MSP", MSP, in_openood=False),
-        Method("ebo", "EBO", Energy, in_openood=False),
-        Method("scale", "SCALE", SCALE, in_openood=False),
+        Method("msp", "MSP", MSP),
+        Method("ebo", "EBO", Energy),
+        Method("scale", "SCALE", SCALE),
         Method("lts", "LTS", LTS),
         Method("bfact", "BFAct", BFAct),
         Method("optfs", "OptFS", OptFS),

@@ -39,9 +39,7 @@ class SearchResult(Generic[S]):
 
 
 def search_aurocs(
-    tried: Sequence[C],
-    scores: Callable[[C], tuple[np.ndarray, np.ndarray]],
-    progress: bool | None = None,
+    tried: Sequence[C], scores: Callable[[C], tuple[np.ndarray, np.ndarray]], progress: bool | None = None
 ) -> list[float]:
     """Return the AUROC of each candidate in percent.
 

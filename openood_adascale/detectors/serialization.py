@@ -6,8 +6,6 @@ fingerprint of the weights and a checksum. Reading executes nothing.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,17 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from .. import __version__
 from ..errors import DetectorFileError
-from ..io import replacing
+from ..features.files import read_tensors, write_tensors
 
-FORMAT = 4
+FORMAT = 5
 _KEY = "openood_adascale_detector"
-_EXPECTED = "expected a file written by detector.save(path)"
 
 
 @dataclass
@@ -36,7 +31,6 @@ class SavedDetector:
     method: str  # module:class of the detector
     settings: dict[str, Any]
     weights: dict[str, str]  # fingerprint of each tensor of the network
-    volatile: list[str]  # buffers that the fingerprint leaves out
     state: Any  # None, a tensor, or a dict of tensors
     validation_scores: np.ndarray | None  # (n_val,) float64, ascending
     notes: dict[str, Any]  # anything else that JSON can hold, for example class names
@@ -62,13 +56,8 @@ def write_detector(path: str | os.PathLike[str], saved: SavedDetector) -> None:
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise TypeError(f"state: {state!r} cannot be saved; expected None, a tensor, or a dict of tensors")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content["checksum"] = _checksum(content, tensors)
-    # A single key: safetensors writes several in no fixed order.
-    written = save(tensors, {_KEY: json.dumps(content, sort_keys=True)})
     try:
-        with replacing(place) as beside:
-            beside.write_bytes(written)
+        write_tensors(place, _KEY, content, tensors)
     except OSError as error:
         raise DetectorFileError(
             f"{place}: it cannot be written: {error.strerror or error}; expected a file name in an existing, writable "
@@ -82,24 +71,17 @@ def read_detector(path: str | os.PathLike[str]) -> SavedDetector:
     Raises:
         DetectorFileError: No file, damaged, another version's, or something else.
     """
-    place = Path(path).expanduser()
     try:
-        if not place.is_file():  # reading a pipe would block
-            reason = "it is not a file" if place.exists() else "there is no such file"
-            raise DetectorFileError(f"{place}: {reason}; {_EXPECTED}")
-        with safe_open(place, "pt") as file:
-            content = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            if not isinstance(content, dict):
-                raise DetectorFileError(f"{place}: a safetensors file without a detector; {_EXPECTED}")
-            if content.get("format") != FORMAT:
-                raise DetectorFileError(
-                    f"{place}: it has format {content.get('format')!r} of another version of this package; expected "
-                    f"{FORMAT}. Fit the detector and save it again"
-                )
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        if content.pop("checksum", None) != _checksum(content, tensors):
+        content, tensors, is_intact = read_tensors(Path(path).expanduser(), _KEY)
+        if content.get("format") != FORMAT:
+            raise DetectorFileError(
+                f"{os.fspath(path)}: it has format {content.get('format')!r} of another version of this package; expected "
+                f"{FORMAT}. Fit the detector and save it again"
+            )
+        if not is_intact:
             raise ValueError("its content does not match its checksum")
         del content["format"], content["versions"]
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # the file may be replaced
         scores = tensors.pop("validation_scores", None)
         state: Any = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
         return SavedDetector(
@@ -109,21 +91,13 @@ def read_detector(path: str | os.PathLike[str]) -> SavedDetector:
         )
     except DetectorFileError:
         raise
-    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise damaged(path, error) from error
 
 
 def damaged(path: str | os.PathLike[str], error: Exception) -> DetectorFileError:
     """Return the error for a file that cannot be used because of ``error``."""
     return DetectorFileError(
-        f"{os.fspath(path)}: damaged, edited, or not a detector's file ({type(error).__name__}: {error}); {_EXPECTED}"
+        f"{os.fspath(path)}: missing, damaged, edited, or not a detector's file ({error}); expected a file written by "
+        "detector.save(path)"
     )
-
-
-def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name!r} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

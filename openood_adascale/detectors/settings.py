@@ -25,7 +25,6 @@ INFERENCE = ("precision", "memory_format", "forward_batch_size")
 """Names of the inference settings."""
 SPLITS = ("train", "val")
 """Splits that a method can be fitted on, by OpenOOD's names."""
-PAIR = "a pair [p_min, p_max] with 0 < p_min <= p_max < 100"
 
 
 class InferenceOptions(TypedDict, total=False):
@@ -83,14 +82,14 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     return str(value)  # NumPy strings are not plain ones
 
 
-def percentile_pair(name: str, value: Any, allowed: str = PAIR) -> tuple[float, float]:
-    """Return ``value`` as two percentiles, the smaller first."""
+def percentile_pair(name: str, value: Any, distinct: bool = False) -> tuple[float, float]:
+    """Return ``value`` as two percentiles, the smaller first; ``distinct`` ones must differ."""
     value = restore_list(value)
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise SettingError(name, value, allowed)
-    low, high = map(_number, value)
-    if not 0 < low <= high < 100:
-        raise SettingError(name, list(value), allowed)
+    low, high = map(_number, value) if isinstance(value, list | tuple) and len(value) == 2 else (0.0, 0.0)
+    if not 0 < low <= high < 100 or (distinct and low == high):
+        shown = list(value) if isinstance(value, tuple) else value
+        relation = "<" if distinct else "<="
+        raise SettingError(name, shown, f"a pair [p_min, p_max] with 0 < p_min {relation} p_max < 100")
     return low, high
 
 
@@ -218,13 +217,6 @@ class Settings:
         without = {*self.score_only, "memory_format", "forward_batch_size"}
         return {name: value for name, value in self.as_dict().items() if name not in without}
 
-    def warn_if_doubtful(self) -> bool:
-        """Warn about settings that are allowed but probably not meant, and return True if there are any."""
-        doubts = self.doubts()
-        for doubt in doubts:
-            warnings.warn(doubt, UserWarning, stacklevel=3)
-        return bool(doubts)
-
     def doubts(self) -> list[str]:
         """Return a sentence for each setting that is allowed but probably not meant."""
         given = getattr(self, "percentile", None)
@@ -237,3 +229,10 @@ class Settings:
             f"percentile = {given!r} is {shown}, since percentiles are in percent here; expected {meant} if these are "
             "fractions, as in pytorch-ood and in ASH's and SCALE's code"
         ]
+
+
+def warn_if_doubtful(candidates: Iterable[Settings]) -> None:
+    """Warn about the first settings that are allowed but probably not meant."""
+    doubts = next(filter(None, (settings.doubts() for settings in candidates)), [])
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=3)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextvars
 import datetime
 import functools
-import hashlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +23,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import PIL
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..errors import CacheError
 from ..io import replacing
 from .extractor import FeatureExtractor, InferenceSettings, fastest_precision
-from .fingerprint import NotFingerprintableError, dataset_key, network_key
+from .files import read_tensors, write_tensors
+from .fingerprint import NotFingerprintableError, dataset_key, hashed, network_key
 from .head import LinearHead
 from .indexed import IndexedLoader, PassInfo, run_pass
 from .loading import is_hidden
@@ -40,13 +38,14 @@ from .network import WeightsVersion, device_of, random_state, restored_random_st
 from .statistics import Features, Perturbation
 
 VARIABLE = "OPENOOD_ADASCALE_CACHE_DIR"
-FORMAT = 4
+FORMAT = 5
 MARKER = "openood_adascale_cache.json"
+_KEY = "openood_adascale_cache"
 SHARD = 1024
 """Images in a shard, rounded down to whole batches."""
-PLAIN = "features"
-"""Name of the part with a, z, predictions and labels."""
 Shard = dict[str, Tensor]
+Part = Perturbation | None
+"""The activations a_ε of a perturbation, or (None) a, z, predictions and labels."""
 CacheDir = str | os.PathLike[str] | Literal[False] | None
 
 _chosen: contextvars.ContextVar[FeatureCache | None] = contextvars.ContextVar("feature_cache")
@@ -102,12 +101,15 @@ class FeatureCache:
     Args:
         directory: A feature cache, or an empty or new directory, which becomes one.
         tag: See :func:`feature_cache`.
+        create: Make a new or empty directory a cache.
 
     Raises:
         CacheError: The directory is not a cache, not empty, or another version's; it is left untouched.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], tag: str | None = None) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], tag: str | None = None, create: bool = True
+    ) -> None:
         if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
             raise CacheError(
                 f"cache_dir: {directory!r} is not allowed; expected a directory, or False for none"
@@ -117,7 +119,7 @@ class FeatureCache:
         self._networks: WeakKeyDictionary[nn.Module, tuple[WeightsVersion, str]] = WeakKeyDictionary()
         self._loaders: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._refused: set[str] = set()
-        _open(self.directory, create=True)
+        _open(self.directory, create)
 
     def entry(
         self, extractor: FeatureExtractor, loader: Any, inference: InferenceSettings
@@ -142,7 +144,7 @@ class FeatureCache:
             inference.memory_format,
             device.type,
         )
-        key = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+        key = hashed("\n".join(parts).encode())
         if source is None or len(source.dataset) == 0 or key in self._refused:
             return None
         return CacheEntry(self, self.directory / "entries" / key, extractor, source, inference)
@@ -154,19 +156,13 @@ class FeatureCache:
         if error.tag_helps:
             text += ". Pass cache_tag=TEXT to cache them all the same, and another text whenever they change"
         if text not in self._refused:
-            warnings.warn(text, UserWarning, stacklevel=2)
+            warnings.warn(text, stacklevel=2)
         self._refused |= {text, key}
 
     def entries(self) -> list[CacheEntry]:
         """Return all entries, without network and loader, to be listed or removed."""
         folders = sorted((self.directory / "entries").glob("*"))
         return [CacheEntry(self, folder) for folder in folders if folder.is_dir() and not folder.is_symlink()]
-
-
-def open_cache(directory: str | os.PathLike[str]) -> FeatureCache:
-    """Return an existing feature cache; raise CacheError if there is none, or another version's."""
-    _open(Path(directory).expanduser().absolute(), create=False)
-    return FeatureCache(directory)
 
 
 class CacheEntry:
@@ -200,10 +196,10 @@ class CacheEntry:
             CacheError: A file cannot be written, or the disk is full; shards written before are kept.
             NotFiniteError: NaN or infinity; names the images by their place in the dataset and, if known, file.
         """
-        parts: dict[str, Perturbation | None] = {PLAIN: None, **{part_name(p): p for p in perturbations}}
-        missing: dict[tuple[str, ...], list[int]] = {}
+        missing: dict[tuple[Part, ...], list[int]] = {}
         for number in range(-(-len(self._source.dataset) // self._shard)):
-            lacks = tuple(part for part in parts if self._head is None or not self._is_whole(part, number))
+            is_new = self._head is None
+            lacks = tuple(p for p in (None, *perturbations) if is_new or not self._is_whole(p, number))
             missing.setdefault(lacks, []).append(number)
         missing.pop((), None)
         if not missing:
@@ -212,8 +208,7 @@ class CacheEntry:
         try:
             with tqdm(total=total, desc=description, unit="image", disable=is_hidden(progress)) as bar:
                 for lacks, numbers in missing.items():
-                    wanted = tuple(p for part, p in parts.items() if p is not None and part in lacks)
-                    self._extract(numbers, wanted, lacks, bar)
+                    self._extract(numbers, lacks, bar)
         except NotFingerprintableError as error:
             self._cache.refuse(self._source, error, self.folder.name)
             return False
@@ -227,17 +222,16 @@ class CacheEntry:
     def _rows(self, number: int) -> range:
         return range(number * self._shard, min((number + 1) * self._shard, len(self._source.dataset)))
 
-    def _extract(
-        self, numbers: list[int], perturbations: tuple[Perturbation, ...], lacks: tuple[str, ...], bar: Any
-    ) -> None:
-        """Run the network over the images of some shards and write the missing parts."""
+    def _extract(self, numbers: list[int], parts: tuple[Part, ...], bar: Any) -> None:
+        """Run the network over the images of some shards and write these parts of them."""
         size = self._source.batch_size
         batches = {
             number: [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
             for number, rows in ((number, self._rows(number)) for number in numbers)
         }
         every = [batch for several in batches.values() for batch in several]
-        reduce = functools.partial(_rows_of, lacks, perturbations)
+        perturbations = [part for part in parts if part is not None]
+        reduce = functools.partial(_rows_of, parts)
         results = run_pass(self._extractor, self._source, every, perturbations, self._inference, reduce)
         for number, several in batches.items():
             found = []
@@ -247,9 +241,9 @@ class CacheEntry:
                     self._begin(info, indices)
                 found.append(rows)
                 bar.update(len(indices))
-            for part in lacks:
+            for part in parts:
                 shard = {name: torch.cat([rows[part][name] for rows in found]) for name in found[0][part]}
-                _write(self._path(part, number), shard)
+                _write(self._path(part, number), shard, {})
 
     def _begin(self, info: PassInfo, indices: Sequence[int]) -> None:
         """Write head and description, or raise NotFingerprintableError if network or images are random."""
@@ -279,13 +273,13 @@ class CacheEntry:
         """Return features, on the network's device, and labels of images that are in the cache."""
         device = device_of(unwrap(self._extractor.network))
         rows = torch.as_tensor(indices)
-        plain = self._gather(PLAIN, rows)
-        perturbed = {p: self._gather(part_name(p), rows)["activation"].to(device) for p in perturbations}
+        plain = self._gather(None, rows)
+        perturbed = {p: self._gather(p, rows)["activation"].to(device) for p in perturbations}
         labels = plain.pop("label").numpy()
         moved = {name: tensor.to(device) for name, tensor in plain.items()}
         return Features(**moved, perturbed=perturbed, head=self._head.to(device)), labels
 
-    def _gather(self, part: str, rows: Tensor) -> Shard:
+    def _gather(self, part: Part, rows: Tensor) -> Shard:
         numbers = rows // self._shard
         found: Shard = {}
         for number in numbers.unique().tolist():
@@ -298,13 +292,17 @@ class CacheEntry:
                 whole[here] = tensor[rows[here] - self._shard * number]
         return found
 
-    def _is_whole(self, part: str, number: int) -> bool:
+    def _is_whole(self, part: Part, number: int) -> bool:
         loaded = _load(self._path(part, number))
         rows = len(self._rows(number))
         return loaded is not None and all(len(tensor) == rows for tensor in loaded[0].values())
 
-    def _path(self, part: str, number: int) -> Path:
-        return self.folder / f"{part}-{self._shard}-{number:06d}.safetensors"
+    def _path(self, part: Part, number: int) -> Path:
+        name = "features"
+        if part is not None:
+            text = f"{part.pixels} {part.o!r} {part.epsilon!r} {part.seed}"
+            name = f"perturbed-{part.pixels}-{hashed(text.encode())[:16]}"
+        return self.folder / f"{name}-{self._shard}-{number:06d}.safetensors"
 
     @property
     def size(self) -> int:
@@ -321,30 +319,24 @@ class CacheEntry:
             ) from error
 
 
-def part_name(perturbation: Perturbation) -> str:
-    """Return the name of the shards of a perturbation's activations a_ε."""
-    p = perturbation
-    text = f"{p.pixels} {p.o!r} {p.epsilon!r} {p.seed}"
-    return f"perturbed-{p.pixels}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
-
-
 def readable(size: float) -> str:
     """Return a number of bytes with its unit."""
     return f"{tqdm.format_sizeof(size)}B"
 
 
-def _rows_of(
-    parts: tuple[str, ...], perturbations: tuple[Perturbation, ...], features: Features, labels: np.ndarray
-) -> dict[str, Shard]:
+def _rows_of(parts: tuple[Part, ...], features: Features, labels: np.ndarray) -> dict[Part, Shard]:
     """Return the rows of some parts for a batch."""
-    plain = {
-        "activation": features.activation.cpu(),
-        "logits": features.logits.cpu(),
-        "prediction": features.prediction.cpu(),
-        "label": torch.from_numpy(labels.astype(np.int64)),
+    found: dict[Part, Shard] = {
+        p: {"activation": features.perturbed[p].cpu()} for p in parts if p is not None
     }
-    moved = {part_name(p): {"activation": features.perturbed[p].cpu()} for p in perturbations}
-    return {part: plain if part == PLAIN else moved[part] for part in parts}
+    if None in parts:
+        found[None] = {
+            "activation": features.activation.cpu(),
+            "logits": features.logits.cpu(),
+            "prediction": features.prediction.cpu(),
+            "label": torch.from_numpy(labels.astype(np.int64)),
+        }
+    return found
 
 
 # Files.
@@ -359,9 +351,12 @@ def _open(directory: Path, create: bool) -> None:
             path.name == "lost+found" or path.suffix == ".tmp" for path in directory.iterdir()
         )
         if create and empty:
-            _write_bytes(marker, json.dumps({"format": FORMAT}).encode())
+            with _writing(marker), replacing(marker) as beside:
+                beside.write_text(json.dumps({"format": FORMAT}))
         if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == {"format": FORMAT}:
             return
+    except CacheError:
+        raise
     except (OSError, ValueError, RecursionError):
         pass
     raise CacheError(
@@ -370,17 +365,11 @@ def _open(directory: Path, create: bool) -> None:
     )
 
 
-def _write(path: Path, shard: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in shard.items()}
-    text = json.dumps(about or {})
-    _write_bytes(path, save(tensors, {"about": text, "checksum": _checksum(path, tensors, text)}))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as beside:
-            beside.write_bytes(content)
+        yield
     except OSError as error:
         raise CacheError(
             f"cache: {path} cannot be written: {error.strerror or error}. Finished shards are kept, and a rerun continues "
@@ -388,35 +377,29 @@ def _write_bytes(path: Path, content: bytes) -> None:
         ) from error
 
 
+def _write(path: Path, shard: Shard, about: dict[str, Any]) -> None:
+    with _writing(path):
+        write_tensors(path, _KEY, {"about": about, "place": _place(path)}, shard)
+
+
+def _place(path: Path) -> str:
+    return f"{path.parent.name} {path.stem}"
+
+
 def _load(path: Path) -> tuple[Shard, dict[str, Any]] | None:
     """Return a file's tensors, mapped into memory, and its description (None if it is missing or damaged)."""
     try:
-        if not path.is_file():  # reading a pipe would block
-            return None
         state = path.stat()
-        return _load_version(path, state.st_size, state.st_mtime_ns)
     except OSError:
         return None
+    return _load_version(path, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=8192)
 def _load_version(path: Path, size: int, changed: int) -> tuple[Shard, dict[str, Any]] | None:
     """Load a file and compare it with its checksum, once as long as it does not change."""
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-            metadata = file.metadata() or {}
-        if metadata["checksum"] != _checksum(path, tensors, metadata["about"]):
-            return None
-        return tensors, json.loads(metadata["about"])
-    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError):
+        content, tensors, is_intact = read_tensors(path, _KEY)
+    except ValueError:
         return None
-
-
-def _checksum(path: Path, tensors: Mapping[str, Tensor], about: str) -> str:
-    digest = hashlib.blake2b(f"{path.parent.name} {path.stem} {about}".encode(), digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return (tensors, content["about"]) if is_intact and content["place"] == _place(path) else None

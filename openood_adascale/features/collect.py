@@ -64,8 +64,7 @@ def iterate_statistics(
     if entry is not None and entry.fill(request.perturbations, progress, description):
         for indices in loader_batches(loader):
             features, labels = entry.features(indices, request.perturbations)
-            with torch.no_grad():
-                yield LabelledStatistics(FeatureStatistics.from_features(features, request), labels)
+            yield LabelledStatistics(FeatureStatistics.from_features(features, request), labels)
         return
     pooled = CHOSEN.get(None) is not None or POOL_VARIABLE in os.environ
     if pooled and current_pool().workers > 1 and (source := IndexedLoader.of(loader)) is not None:
@@ -98,8 +97,7 @@ def iterate_statistics(
 def _to_statistics(
     request: FeatureRequest, features: Features, labels: np.ndarray
 ) -> tuple[FeatureStatistics, np.ndarray]:
-    with torch.no_grad():
-        statistics = FeatureStatistics.from_features(features, request).cpu()
+    statistics = FeatureStatistics.from_features(features, request).cpu()
     return replace(statistics, head=LinearHead(torch.empty(0), torch.empty(0))), labels  # sent once
 
 

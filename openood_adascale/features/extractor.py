@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import HeadMismatchError, NotFiniteError, SettingError
-from .head import HeadNotCalledError, LinearHead, ModelOutput, SplitNetwork, at_least_float32
-from .network import WeightsVersion, check_network, evaluating, execution_device, frozen, unwrap
+from .head import LinearHead, ModelOutput, SplitNetwork, at_least_float32
+from .network import WeightsVersion, check_network, evaluating, frozen, unwrap
 from .statistics import FeatureRequest, Features, FeatureStatistics, Perturbation
 
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
@@ -53,11 +53,9 @@ class FeatureExtractor:
         self.network = network
         self.split: SplitNetwork | None = None
         """The network split at its head, after the first pass."""
-        self.volatile_buffers: frozenset[str] = frozenset()
-        """Names of buffers that a forward pass changes, as far as known."""
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy finds the head of its own network
-        return FeatureExtractor, (self.network,), {"volatile_buffers": self.volatile_buffers}
+        return FeatureExtractor, (self.network,)
 
     @property
     def head(self) -> LinearHead | None:
@@ -69,15 +67,15 @@ class FeatureExtractor:
 
     def weights_version(self) -> WeightsVersion:
         """Return a tripwire for the network's present weights."""
-        return WeightsVersion(unwrap(self.network), self.volatile_buffers)
+        return WeightsVersion(unwrap(self.network))
 
     def statistics(
         self, images: Tensor, request: FeatureRequest, inference: InferenceSettings = FLOAT32
     ) -> FeatureStatistics:
         """Return the feature statistics of one batch; see :meth:`extract`."""
-        features = self.extract(images, request.perturbations, inference)
-        with torch.no_grad():
-            return FeatureStatistics.from_features(features, request)
+        return FeatureStatistics.from_features(
+            self.extract(images, request.perturbations, inference), request
+        )
 
     def extract(
         self,
@@ -106,24 +104,22 @@ class FeatureExtractor:
         if self.split is None:
             check_network(network)
         images = prepare_images(network, images)
-        known = self.split
-        split = known or self._find_head(images)
+        found = self.split is None
+        split = self._find_head(images) if self.split is None else self.split
         try:
             return _extract(split, images, perturbations, inference)
-        except (HeadNotCalledError, HeadMismatchError):
+        except HeadMismatchError:
             # The network may have a new head since the last pass.
-            if known is None or (split := self._find_head(images)).layer is known.layer:
+            if found or (again := self._find_head(images)).layer is split.layer:
                 raise
-        return _extract(split, images, perturbations, inference)
+        return _extract(again, images, perturbations, inference)
 
     def _find_head(self, images: Tensor) -> SplitNetwork:
-        if len(images) == 1:  # a network may fail on a single image
-            images = torch.cat([images, images])
         try:
-            self.split = SplitNetwork(self.network, images)
+            # Two images, as a network may fail on a single one.
+            self.split = SplitNetwork(self.network, torch.cat([images[:2], images[:2]])[:2])
         except torch.cuda.OutOfMemoryError as error:
-            raise _too_large(images[:2], False, error) from error
-        self.volatile_buffers |= self.split.volatile_buffers
+            raise _too_large(images[:2], error) from error
         return self.split
 
 
@@ -143,7 +139,7 @@ def prepare_images(network: nn.Module, images: Tensor) -> Tensor:
     if parameter is None:
         return images
     dtype = parameter.dtype if parameter.is_floating_point() else images.dtype
-    return images.to(execution_device(network) if parameter.is_meta else parameter.device, dtype)
+    return images.to(parameter.device, dtype)
 
 
 # Forward passes.
@@ -157,10 +153,8 @@ def _extract(
     device = images.device
     dtype = _autocast_dtype(inference.precision, device) if images.dtype == torch.float32 else None
 
-    def run_chunk(chunk: Tensor) -> list[Tensor]:
-        if len(chunk) > 1 or not split.needs_two:
-            return _run(split, chunk, perturbations)
-        return [rows[:1] for rows in _run(split, torch.cat([chunk, chunk]), perturbations)]
+    def run(batch: Tensor) -> list[list[Tensor]]:
+        return _in_chunks(split, batch, perturbations, gradient, inference.forward_batch_size)
 
     with (
         torch.inference_mode(False),
@@ -169,11 +163,7 @@ def _extract(
     ):
         # An image made under inference_mode cannot take part in autograd; its copy can.
         images = images.clone() if images.is_inference() else images.detach()
-
-        def run(batch: Tensor) -> list[list[Tensor]]:
-            return _in_chunks(batch, run_chunk, split, gradient, inference.forward_batch_size)
-
-        chunks = _in_memory_format(run, split, images, inference.memory_format, gradient)
+        chunks = _in_memory_format(split, run, images, inference.memory_format, gradient)
         head = split.head.clone() if training else split.head  # training mode may have other weights
     logits, prediction, activation, *perturbed = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     return Features(logits, prediction, activation, dict(zip(perturbations, perturbed, strict=True)), head)
@@ -188,7 +178,7 @@ def _run(split: SplitNetwork, images: Tensor, perturbations: Sequence[Perturbati
             found = _checked(split, output)
             del output
         else:
-            found = _checked(split, split(images.clone()))  # a network may change its input in place
+            found = _checked(split, split(images))
         for p in perturbations:
             if p.needs_gradient:
                 direction = functional.perturbation_direction(gradient, p.o, p.pixels)
@@ -207,29 +197,20 @@ def _checked(split: SplitNetwork, output: ModelOutput) -> list[Tensor]:
 
 def _input_gradient(split: SplitNetwork, images: Tensor) -> tuple[ModelOutput, Tensor]:
     """Return the output and the gradient of the predicted class's logit with respect to the image."""
-    name = type(split.network).__name__
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
-        output = split(leaf.clone())  # a network may change its input in place
+        output = split(leaf)
         logits = output.logits
         if not logits.requires_grad:
             raise RuntimeError(
-                f"network: the output of {name} has no gradient with respect to the image (it detaches or runs under "
-                "no_grad); use pixels='random', which needs none"
+                f"network: the output of {type(split.network).__name__} has no gradient with respect to the image (it "
+                "detaches or runs under no_grad); use pixels='random', which needs none"
             )
         # The weights are frozen, so only the image's gradient is computed.
         chosen = logits.gather(1, logits.detach().argmax(1, keepdim=True)).sum()
         # Only signs and ranks of the gradient count; scaling keeps small ones in float16.
         scaled = chosen * 1024 if logits.dtype == torch.float16 else chosen
-        try:
-            (gradient,) = torch.autograd.grad(scaled, leaf)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError) as error:
-            raise RuntimeError(
-                f"network: the backward pass of {name} fails: {type(error).__name__}: {error}; use pixels='random', which "
-                "needs no gradient, or call torch.utils.checkpoint, if the network does, with use_reentrant=False"
-            ) from error
+        (gradient,) = torch.autograd.grad(scaled, leaf)
     _check_finite("gradient of the network with respect to the image", gradient)
     return output, gradient
 
@@ -243,9 +224,9 @@ def _random_direction(shape: tuple[int, ...], fraction: float, seed: int) -> Ten
 
 
 def _in_chunks(
-    images: Tensor,
-    run: Callable[[Tensor], list[Tensor]],
     split: SplitNetwork,
+    images: Tensor,
+    perturbations: Sequence[Perturbation],
     gradient: bool,
     size: int | None,
 ) -> list[list[Tensor]]:
@@ -258,65 +239,62 @@ def _in_chunks(
     while start < len(images):
         chunk = images[start : start + size]
         try:
-            results.append(run(chunk))
+            if len(chunk) == 1 and split.needs_two:
+                found = [rows[:1] for rows in _run(split, torch.cat([chunk, chunk]), perturbations)]
+            else:
+                found = _run(split, chunk, perturbations)
+            results.append(found)
             start += len(chunk)
             continue
         except NotFiniteError as error:
             raise error.shifted(start) from None
         except torch.cuda.OutOfMemoryError as error:
             if split.batch_dependent or len(chunk) == 1:
-                raise _too_large(chunk, split.batch_dependent, error) from error
+                raise _too_large(chunk, error) from error
         # Outside the handler, which keeps the failed chunk alive.
         torch.cuda.empty_cache()
         size = split.fitting_batch[gradient] = len(chunk) // 2
         warnings.warn(
             f"forward_batch_size: {len(chunk)} images{' with gradient' if gradient else ''} do not fit the memory of "
             f"{images.device}; continuing with {size}",
-            UserWarning,
             stacklevel=6,
         )
     return results
 
 
-def _too_large(images: Tensor, whole: bool, error: Exception) -> MemoryError:
-    shape = " × ".join(map(str, images.shape[1:]))
-    given = f"one image ({shape})" if len(images) == 1 else f"a batch of {len(images)} images ({shape})"
-    wanted = "smaller images, a lower precision, or more memory"
-    if whole:
-        given += ", which cannot be split as the network uses batch statistics,"
-        wanted = "smaller batches in the loader"
+def _too_large(images: Tensor, error: Exception) -> MemoryError:
     first = str(error).partition("\n")[0]
     return MemoryError(
-        f"network: {given} does not fit the memory of {images.device}; expected {wanted} ({first})"
+        f"network: {len(images)} image(s) of shape {tuple(images.shape[1:])} do not fit the memory of {images.device}; "
+        f"expected smaller images, smaller batches, a lower precision, or more memory ({first})"
     )
 
 
 def _in_memory_format(
-    run: Callable[[Tensor], list[list[Tensor]]],
     split: SplitNetwork,
+    run: Callable[[Tensor], list[list[Tensor]]],
     images: Tensor,
     memory_format: str,
     gradient: bool,
 ) -> list[list[Tensor]]:
-    if images.ndim != 4 or memory_format == "contiguous":
-        return run(images.contiguous())
-    if memory_format == "channels_last":
-        return run(images.contiguous(memory_format=torch.channels_last))
     # On a GPU the backward pass through batch norms is slower in channels-last memory.
     faster = images.device.type == "cpu" or (images.device.type == "cuda" and not gradient)
-    if not faster or not split.takes_channels_last:
+    auto = memory_format == "auto" and faster and split.takes_channels_last
+    if images.ndim != 4 or not (auto or memory_format == "channels_last"):
         return run(images.contiguous())
     try:
         return run(images.contiguous(memory_format=torch.channels_last))
-    except (NotFiniteError, HeadMismatchError, HeadNotCalledError, MemoryError):
+    except (NotFiniteError, HeadMismatchError, MemoryError):
         raise
     except Exception as error:
+        if not auto:
+            raise
         try:
             results = run(images.contiguous())
         except Exception:
             raise error from None
-        split.takes_channels_last = False  # it flattens with .view(), say
-        return results
+    split.takes_channels_last = False  # it flattens with .view(), say
+    return results
 
 
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

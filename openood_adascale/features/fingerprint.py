@@ -9,7 +9,7 @@ import pickle
 import re
 import sys
 import types
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import data
 
-from .network import evaluating, original, state_with_offloaded
+from .network import evaluating, is_counter, original
 
 
 class NotFingerprintableError(ValueError):
@@ -31,19 +31,22 @@ class NotFingerprintableError(ValueError):
 # Weights.
 
 
-def weights_fingerprint(network: nn.Module, without: Collection[str] = ()) -> dict[str, str]:
+def weights_fingerprint(network: nn.Module) -> dict[str, str]:
     """Return a digest of shape, dtype and bytes for each tensor of the state dict by its name, in eval mode.
+
+    Counters (:func:`~.network.is_counter`) are left out, since a forward pass may change them.
 
     Args:
         network: The network, wrapped, compiled or not.
-        without: Names of buffers to leave out, since a forward pass changes them.
     """
     network = original(network)
     with evaluating(network):  # eval mode may merge weights
-        tensors = state_with_offloaded(network)
-        for name, buffer in network.named_buffers():  # non-persistent ones
-            tensors.setdefault(name, buffer)
-        return {name: _describe(value, "") for name, value in tensors.items() if name not in without}
+        tensors = {**network.state_dict()}
+        for name, buffer in network.named_buffers(remove_duplicate=False):
+            tensors.setdefault(name, buffer)  # it may not be persistent
+            if is_counter(name, buffer):
+                del tensors[name]
+        return {name: _describe(value, "") for name, value in tensors.items()}
 
 
 def first_difference(saved: Mapping[str, str], present: Mapping[str, str]) -> str | None:
@@ -62,10 +65,8 @@ def _describe_tensor(value: Tensor) -> str:
     text = f"{value.dtype} {tuple(value.shape)} {value.layout}"
     value = value.detach().dequantize() if value.is_quantized else value.detach()
     value = value if value.layout == torch.strided else value.to_dense()
-    if value.is_meta:
-        return text
     value = value.resolve_conj().resolve_neg().cpu().contiguous()
-    return f"{text} {_hash(value.flatten().view(torch.uint8).numpy().data)}"
+    return f"{text} {hashed(value.flatten().view(torch.uint8).numpy().data)}"
 
 
 def network_key(network: nn.Module, tag: str | None) -> str:
@@ -100,9 +101,9 @@ def dataset_key(loader: Any, tag: str | None) -> str:
     if isinstance(dataset, data.IterableDataset) or not hasattr(dataset, "__len__"):
         raise NotFingerprintableError(f"a {type(dataset).__name__} cannot be indexed", tag_helps=False)
     text = _describe_dataset(dataset, tag)
-    for part in (loader.collate_fn, loader.worker_init_fn):
-        if part not in (None, data.default_collate):
-            text += _describe(part, tag)
+    for name in ("collate_fn", "worker_init_fn"):
+        if (function := getattr(loader, name)) not in (None, data.default_collate):
+            text += f" {name} {_describe(function, tag)}"
     return _digest(text)
 
 
@@ -230,9 +231,10 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _hash(content: Any) -> str:
+def hashed(content: Any) -> str:
+    """Return a hash of bytes."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _digest(text: str) -> str:
-    return _hash(text.encode(errors="surrogateescape"))
+    return hashed(text.encode(errors="surrogateescape"))

@@ -15,15 +15,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..errors import HeadMismatchError
-from .network import (
-    frozen,
-    head_weights,
-    original,
-    quantisation_of,
-    restored_random_state,
-    unwrap,
-    version_of,
-)
+from .network import frozen, head_weights, original, restored_random_state, unwrap
 
 
 class LinearHead(NamedTuple):
@@ -56,10 +48,6 @@ class ModelOutput(NamedTuple):
     """Dtype of the head's output."""
 
 
-class HeadNotCalledError(RuntimeError):
-    """The layer found as the head was not called."""
-
-
 class SplitNetwork:
     """A network split into penultimate activation and linear head.
 
@@ -87,47 +75,31 @@ class SplitNetwork:
         self._call = 0  # the number of its call that gives the logits
         self._returns_feature = False
         images = images[:2].contiguous()
-        before = {name: version_of(buffer) for name, buffer in self.network.named_buffers()}
         with restored_random_state(), frozen(self.network), torch.no_grad():
-            logits, activation = self._find_head(images.clone())
-            self._returns_feature = self._try_return_feature(images.clone(), logits, activation)
-            again = logits_of(self.network, call(self.network, images.clone()))
-            alone = self._run_alone(images[:1])
-        after = {name: version_of(buffer) for name, buffer in self.network.named_buffers()}
-        self.volatile_buffers = frozenset(name for name in after if after[name] != before.get(name))
-        """Names of buffers that a forward pass changes, for example counters."""
-        self.stochastic = not _close(again, logits)
-        """Random outputs even in eval mode."""
-        self.needs_two = alone is None
-        """True if the network fails on a batch of one image, for example since it squeezes its output."""
-        norms = (
-            repr(name)
-            for name, module in self.network.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+            logits, activation = self._find_head(images)
+            self._returns_feature = self._try_return_feature(images, logits, activation)
+            again = logits_of(self.network, images)
+            alone, self.needs_two = _logits_of_one(self.network, images[:1])
+        stochastic = not _close(again, logits)
+        normalising = any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+            for module in self.network.modules()
         )
-        normalising = next(norms, None)
-        depends = alone is not None and not self.stochastic and not _nearly_equal(alone, logits[:1])
-        self.batch_dependent = normalising is not None or depends
+        self.batch_dependent = normalising or (not stochastic and not _nearly_equal(alone, logits[:1]))
         """Outputs that depend on the other images of the batch; such batches are never split."""
+        self.uncacheable = ""
+        """Reason why the features of this network are not cached (empty if they are)."""
         name = type(self.network).__name__
-        if self.batch_dependent:
-            _warn(
-                f"{normalising or name} uses the statistics of the batch even in eval mode, so scores depend on how the "
-                "loader batches the images; batches are not split and nothing is cached"
+        if stochastic:
+            self.uncacheable = (
+                f"{name} is random even in eval mode (dropout that stays on?), and so are its scores"
             )
-        if self.stochastic:
-            _warn(
-                f"{name} is random even in eval mode (dropout that stays on?), so scores are random as well and "
-                "nothing is cached"
+        elif self.batch_dependent:
+            self.uncacheable = (
+                f"{name} uses the statistics of the batch even in eval mode, so scores depend on the batches"
             )
-
-    def _run_alone(self, image: Tensor) -> Tensor | None:
-        try:
-            return logits_of(self.network, call(self.network, image.clone()))
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except (TypeError, RuntimeError):
-            return None
+        if self.uncacheable:
+            _warn(f"{self.uncacheable}; nothing is cached")
 
     def _find_head(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Set :attr:`layer` and return the network's logits and the head's input."""
@@ -139,7 +111,7 @@ class SplitNetwork:
 
         layers = [module for module in self.network.modules() if _is_linear(module)]
         with _watching(layers, note):
-            logits = logits_of(self.network, call(self.network, images))
+            logits = logits_of(self.network, images)
         refused: HeadMismatchError | None = None
         for number, (layer, given, output) in reversed(list(enumerate(calls))):
             flat = output.flatten(1)
@@ -155,14 +127,10 @@ class SplitNetwork:
                 return logits, given
         if refused is not None:
             raise refused
-        quantised = quantisation_of(self.network)
-        hint = (
-            f" (it has quantised layers, such as {quantised}: leave the last layer out)" if quantised else ""
-        )
         raise ValueError(
-            f"network: no linear head found in {type(self.network).__name__}; expected a network whose output is that "
-            f"of a linear layer, but none of the {len(calls)} calls of its {len(layers)} linear layers gives its "
-            f"output{hint}"
+            f"network: no linear head found in {type(self.network).__name__}; expected a network whose output is that of "
+            f"a linear layer that is not quantised, but none of the {len(calls)} calls of its {len(layers)} linear "
+            "layers gives its output"
         )
 
     def _try_return_feature(self, images: Tensor, logits: Tensor, activation: Tensor) -> bool:
@@ -249,11 +217,11 @@ class SplitNetwork:
         feature = None
         with _watching([self.layer], lambda layer, given, output: seen.append((given, output))):
             if self._returns_feature:
-                logits, feature = call(self.network, images, return_feature=True)
+                logits, feature = _call(self.network, images, return_feature=True)
             else:
-                logits = logits_of(self.network, call(self.network, images))
+                logits = logits_of(self.network, images)
         if len(seen) <= self._call:
-            raise HeadNotCalledError(
+            raise HeadMismatchError(
                 f"network: its head was called {len(seen)} time(s) for this batch and at least {self._call + 1} time(s) "
                 "for the first one; expected the same calls for all images"
             )
@@ -290,58 +258,50 @@ def _head_of(weight: Tensor, bias: Tensor | None) -> LinearHead:
     )
 
 
-def call(network: nn.Module, images: Tensor, **keywords: Any) -> Any:
+def _call(network: nn.Module, images: Tensor, **keywords: Any) -> Any:
     """Call ``network``; the errors that torch's layers raise are raised again with the shape of the images."""
-    name = type(network).__name__
     try:
-        return network(images, **keywords)
+        return network(images.clone(), **keywords)  # it may change its input in place
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:
-        if type(error).__module__.startswith("torch._dynamo"):
-            raise RuntimeError(
-                f"network: {name} is compiled with fullgraph=True, so the activation cannot be read; compile it without "
-                "fullgraph, or pass the network that was compiled (its _orig_mod)"
-            ) from error
-        if not isinstance(error, RuntimeError | ValueError | AssertionError | IndexError):
-            raise
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         raise RuntimeError(
-            f"network: {name} fails on images of shape {tuple(images.shape)}, {images.dtype}: "
+            f"network: {type(network).__name__} fails on images of shape {tuple(images.shape)}, {images.dtype}: "
             f"{type(error).__name__}: {error}"
         ) from error
 
 
-def logits_of(network: nn.Module, output: Any) -> Tensor:
-    """Return the (B, C) logits in a network's output, a tensor or an object or mapping with ``logits``."""
-    mapping = isinstance(output, Mapping)
-    logits = output.get("logits", output) if mapping else getattr(output, "logits", output)
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Run ``network`` and return its (B, C) logits, the output or what is called ``logits`` in it."""
+    output = _call(network, images)
+    found = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
     name = type(network).__name__
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found, hint = type(output).__name__, ""
-        if isinstance(logits, Tensor):
-            found = f"a tensor of shape {tuple(logits.shape)}"
-            hint = " (does it squeeze the output of a batch of one image?)" if logits.ndim == 1 else ""
-        raise TypeError(f"network: {name} returns {found}; expected (B, C) logits{hint}")
-    if logits.shape[1] == 1:
-        raise ValueError(
-            f"network: {name} has a single logit; expected (B, C) logits with C of 2 or more (of a binary network with "
-            "logit z, the logits 0 and z: a last layer with the weights (0, w) and biases (0, b))"
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        given = (
+            f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
         )
-    return logits
+        raise TypeError(f"network: {name} returns {given}; expected (B, C) logits")
+    if found.shape[1] == 1:
+        raise ValueError(
+            f"network: {name} has a single logit z; expected two or more, for example (0, z) of a layer with weights (0, w)"
+        )
+    return found
+
+
+def _logits_of_one(network: nn.Module, image: Tensor) -> tuple[Tensor, bool]:
+    """Return the (1, C) logits of an image, and True if the network fails on it alone and was run on two copies."""
+    try:
+        return logits_of(network, image), False
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (TypeError, RuntimeError):  # it may squeeze its output, for example
+        return logits_of(network, torch.cat([image, image]))[:1], True
 
 
 def logits_in_eval_mode(network: nn.Module, images: Tensor) -> Tensor:
-    """Return the (B, C) logits of a network in eval mode, without gradients; its state is restored.
-
-    A network that fails on a single image is run on two copies of it.
-    """
+    """Return the (B, C) logits of a network in eval mode, without gradients; its state is restored."""
     with frozen(network), torch.no_grad():
-        try:
-            return logits_of(network, call(network, images.clone()))  # it may change its input in place
-        except (TypeError, RuntimeError):
-            if len(images) > 1:
-                raise
-        return logits_of(network, call(network, torch.cat([images, images])))[:1]
+        return _logits_of_one(network, images)[0] if len(images) == 1 else logits_of(network, images)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -350,7 +310,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"network: {text}", UserWarning, stacklevel=5)
+    warnings.warn(f"network: {text}", stacklevel=5)
 
 
 def _norms(rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -36,7 +36,6 @@ class PassInfo(NamedTuple):
     head: LinearHead
     images: Tensor  # two at most
     uncacheable: str  # reason why features of this network are not cached (empty if they are)
-    volatile_buffers: frozenset[str]
 
 
 def run_pass(
@@ -71,7 +70,6 @@ def run_pass(
     for found, results in pool.map(function, pieces, shared, lambda piece: describe_images(piece[1])):
         if found is not None:
             infos.append(found)
-            extractor.volatile_buffers |= found.volatile_buffers
         for result in results:
             yield infos[0], result
 
@@ -109,21 +107,9 @@ def _run(
         except NotFiniteError as error:
             raise error.located(list(indices), file_names(batch)) from None
         if info is None:
-            info = PassInfo(
-                features.head.to("cpu"), images[:2].cpu(), _uncacheable(extractor), extractor.volatile_buffers
-            )
+            uncacheable = "" if extractor.split is None else extractor.split.uncacheable
+            info = PassInfo(features.head.to("cpu"), images[:2].cpu(), uncacheable)
         yield info, reduce(features, labels)
-
-
-def _uncacheable(extractor: FeatureExtractor) -> str:
-    split = extractor.split
-    if split is not None and split.stochastic:
-        return "the network is random even in eval mode"
-    if split is not None and split.batch_dependent:
-        return "the network's outputs depend on the other images of the batch"
-    if extractor.volatile_buffers:
-        return f"a forward pass changes the network ({', '.join(sorted(extractor.volatile_buffers))})"
-    return ""
 
 
 class IndexedLoader:
@@ -176,10 +162,7 @@ def loader_batches(loader: Any) -> list[tuple[int, ...]]:
     """Return the dataset indices of a loader's batches in its order, drawing random numbers as the loader does."""
     indices: Any = range(len(loader.dataset))
     batches = data.DataLoader(
-        indices,
-        batch_sampler=loader.batch_sampler,
-        collate_fn=tuple,
-        generator=loader.generator,
+        indices, batch_sampler=loader.batch_sampler, collate_fn=tuple, generator=loader.generator
     )
     return list(batches)
 

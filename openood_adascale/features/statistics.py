@@ -119,6 +119,7 @@ class FeatureStatistics:
     """Tensors of N rows by name."""
 
     @classmethod
+    @torch.no_grad()
     def from_features(cls, features: Features, request: FeatureRequest) -> FeatureStatistics:
         """Compute the statistics of a batch whose features include all of ``request.perturbations``."""
         activation = features.activation

@@ -1,4 +1,4 @@
-"""Saved detectors: for which weights they load, and what becomes of damaged, edited or other files."""
+"""Tests of saving and loading detectors."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from openood_adascale import MSP, AdaSCALE, BFAct, OptFS, load_detector
 from openood_adascale.detectors import serialization
 from openood_adascale.detectors.registry import METHODS
 from openood_adascale.errors import DetectorFileError
+from openood_adascale.features.files import write_tensors
 from openood_adascale.features.fingerprint import first_difference, weights_fingerprint
 
 FIT, IMAGES = make_images(20, 3), make_images(10, 4)
@@ -42,14 +43,13 @@ def rewrite(path, change):
     tensors, content = contents(path)
     del content["checksum"]
     change(tensors, content)
-    content["checksum"] = serialization._checksum(content, tensors)
-    save_file(tensors, path, {KEY: json.dumps(content)})
+    write_tensors(path, KEY, content, tensors)
 
 
-# For which weights.
+# Weights.
 
 
-def test_same_weights_load_whatever_else_differs(network, tmp_path):
+def test_same_weights_load_in_another_class(network, tmp_path):
     detector = AdaSCALE(network).fit([FIT])
     detector.save(tmp_path / "d")
 
@@ -65,7 +65,7 @@ def test_same_weights_load_whatever_else_differs(network, tmp_path):
 
     other = Documented().train()
     other.load_state_dict(network.state_dict())
-    other.best_accuracy = 0.9
+    other.best_accuracy, other._trainer = 0.9, object()  # as Lightning
     other.register_forward_hook(lambda module, inputs, output: None)
     for same in (other, copy.deepcopy(network), nn_parallel(network), network):
         found = AdaSCALE.load(tmp_path / "d", same)
@@ -78,7 +78,7 @@ def nn_parallel(network):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_first_tensor_that_differs_is_named(network, tmp_path, name):
+def test_first_different_tensor_is_named(network, tmp_path, name):
     detector = DetectorTester(name).fit(network, FIT)
     detector.save(tmp_path / "d")
     with torch.no_grad():
@@ -104,14 +104,14 @@ def test_first_tensor_that_differs_is_named(network, tmp_path, name):
         (lambda network: setattr(network, "fc", torch.nn.Linear(64, 7)), "'fc.weight' has other values, or another shape"),
     ],
 )  # fmt: skip
-def test_any_tensor_that_differs_is_named(network, tmp_path, change, difference):
+def test_different_tensor_is_named(network, tmp_path, change, difference):
     MSP(network).save(tmp_path / "d")
     change(network)
     with pytest.raises(DetectorFileError, match=difference):
         MSP.load(tmp_path / "d", network)
 
 
-def test_fingerprint_is_of_values_and_not_of_memory():
+def test_fingerprint_depends_on_values_only():
     torch.manual_seed(0)
     weight = torch.randn(6, 4)
     kinds = {
@@ -130,7 +130,7 @@ def test_fingerprint_is_of_values_and_not_of_memory():
 
 
 @pytest.mark.parametrize("name", ["msp", "adascale", "optfs"])
-def test_buffer_that_forward_passes_write_is_left_out(tmp_path, name):
+def test_counter_is_not_part_of_the_fingerprint(tmp_path, name):
     torch.manual_seed(0)
     network = nets.Counting().eval()
     detector = DetectorTester(name).fit(network, FIT).fit_threshold([FIT])
@@ -158,7 +158,7 @@ class Named(AdaSCALE):
         return super().score_statistics(statistics, settings, state["a"])
 
 
-def test_method_that_is_not_registered_loads_by_its_class(network, tmp_path):
+def test_unregistered_method_loads_by_its_class(network, tmp_path):
     detector = Named(network).fit([FIT])
     detector.save(tmp_path / "d")
     found = Named.load(tmp_path / "d", network)
@@ -193,7 +193,7 @@ def test_threshold_of_other_settings_is_not_saved(network, tmp_path):
     assert torch.equal(found.score(IMAGES), detector.score(IMAGES))
 
 
-# Files that are no detector's, damaged or edited.
+# Other, damaged and edited files.
 
 
 class Bomb:
@@ -201,7 +201,7 @@ class Bomb:
         return os.mkdir, ("executed",)
 
 
-def test_other_files_are_told_and_not_executed(network, tmp_path, monkeypatch):
+def test_other_file_is_rejected_and_not_executed(network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place = tmp_path / "d"
     for content in (
@@ -231,7 +231,7 @@ def test_other_files_are_told_and_not_executed(network, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, serialization.FORMAT + 1, str(serialization.FORMAT), None, [3]])
-def test_other_format_is_told_to_be_made_again(network, tmp_path, version):
+def test_other_format_version_is_rejected(network, tmp_path, version):
     MSP(network).save(tmp_path / "d")
     rewrite(tmp_path / "d", lambda tensors, content: content.update(format=version))
     with pytest.raises(DetectorFileError, match=r"d: it has format .* Fit the detector and save it again"):
@@ -249,7 +249,7 @@ def saved(tmp_path_factory):
 
 
 @given(data=st.data())
-def test_no_damage_goes_unnoticed(saved, data):
+def test_damaged_file_is_rejected(saved, data):
     network, content, place, detector = saved
     damaged = bytearray(content)
     kind = data.draw(st.sampled_from(["flip", "cut", "insert"]))
@@ -273,18 +273,17 @@ def test_no_damage_goes_unnoticed(saved, data):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda t, c: c["settings"].update(k1=0), r"SettingError: .*k1: 0 is not allowed; expected a number in \(0, 100\]"),
+        (lambda t, c: c["settings"].update(k1=0), r"k1: 0 is not allowed; expected a number in \(0, 100\]"),
         (lambda t, c: c["settings"].update(variant=["A"]), "variant: "),
         (lambda t, c: c["settings"].update(percentile="[" * 50), "percentile: "),
         (lambda t, c: c["settings"].update(precision="!!python/object/apply:os.mkdir [x]"), "precision: "),
-        (lambda t, c: c.update(more=1), "TypeError"),
+        (lambda t, c: c.update(more=1), "unexpected keyword argument 'more'"),
         (lambda t, c: c.update(weights={"fc.weight": 5}), "tensor"),
-        (lambda t, c: c.update(volatile=["fc.weight"]), "it has no tensor 'fc.weight'"),
         (lambda t, c: c.update(method=["adascale"]), "method|detector of"),
         (lambda t, c: c.update(method="os:system"), "method|detector of"),
     ],
 )  # fmt: skip
-def test_edited_file_is_told(network, tmp_path, change, reason):
+def test_edited_file_is_rejected(network, tmp_path, change, reason):
     place = tmp_path / "d"
     AdaSCALE(network).fit([FIT]).save(place)
     rewrite(place, change)
@@ -294,7 +293,7 @@ def test_edited_file_is_told(network, tmp_path, change, reason):
         assert str(caught.value).startswith(f"{place}: ")
 
 
-def test_edit_without_its_checksum_is_told(network, tmp_path):
+def test_edit_without_new_checksum_is_rejected(network, tmp_path):
     AdaSCALE(network).fit([FIT]).save(tmp_path / "d", {"classes": ["a"]})
     tensors, content = contents(tmp_path / "d")
     settings = {**content["settings"], "variant": "L"}

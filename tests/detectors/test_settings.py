@@ -1,4 +1,4 @@
-"""Settings and sweeps: every value is used as it was meant, or refused by name."""
+"""Tests of settings and sweeps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import TinyNet
 
 from openood_adascale import AdaSCALE
 from openood_adascale.detectors.adascale import AdaSCALESettings
@@ -23,8 +24,8 @@ from openood_adascale.detectors.search import candidates, parse_sweep, product
 from openood_adascale.detectors.settings import (
     INFERENCE,
     Settings,
-    number_within,
     percentile_pair,
+    warn_if_doubtful,
     whole_number,
 )
 from openood_adascale.errors import SettingError, key_text
@@ -34,7 +35,7 @@ from openood_adascale.features.statistics import FeatureRequest, Perturbation
 KINDS = [AdaSCALESettings, BFActSettings, OptFSSettings, FixedPercentileSettings, LTSSettings, Settings]
 NONE = [True, None, "x", [1], math.nan, math.inf]
 PAIR = "a pair [p_min, p_max] with 0 < p_min <= p_max < 100"
-BINS_PAIR = "a pair [low, high] with 0 < low < high < 100"
+BINS_PAIR = "a pair [p_min, p_max] with 0 < p_min < p_max < 100"
 LARGEST = 2**63 - 1
 EDGES = [
     (AdaSCALESettings, "k1", [1e-9, 100], [0, 100.001, *NONE], "a number in (0, 100]"),
@@ -47,7 +48,7 @@ EDGES = [
     (AdaSCALESettings, "variant", ["A", "L"], ["a", "AL", None, 1], "one of 'A', 'L'"),
     (AdaSCALESettings, "pixels", ["all"], ["some", None], "one of 'trivial', 'random', 'salient', 'all'"),
     (AdaSCALESettings, "percentile", [[1, 1], [0.1, 99.9]], [[0, 5], [5, 100], [9, 8], [5], 5, None, "80", ""], PAIR),
-    (OptFSSettings, "percentile", [[0.1, 99.9]], [[0, 5], [5, 100], [8.0, 8.0], [9, 8], [5], 5], BINS_PAIR),
+    (OptFSSettings, "percentile", [[0.1, 99.9], [5, 95]], [[0, 5], [5, 100], [8.0, 8.0], [9, 8], [5], 5], BINS_PAIR),
     (OptFSSettings, "bins", [1, 2**20], [0, 2**20 + 1, 1.5, *NONE], "a whole number from 1 to 1048576"),
     (OptFSSettings, "score", ["vanilla", "energy"], ["msp", None], "one of 'vanilla', 'energy'"),
     (OptFSSettings, "fit_split", ["train", "val"], ["test", None], "one of 'train', 'val'"),
@@ -73,6 +74,21 @@ def test_setting_has_its_edges(kind, name, good, bad, allowed):
         assert (error.value.name, error.value.allowed) == (name, allowed)
         assert error.value.value is value or error.value.value == value
         assert str(error.value) == f"{name}: {value!r} is not allowed; expected {allowed}"
+
+
+GOOD = {(kind, name): good for kind, name, good, *_ in EDGES}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_constructor_takes_every_setting(method):
+    kind = METHODS[method].detector
+    defaults = kind(TinyNet()).settings
+    for name in kind.settings_class.names():
+        good = GOOD.get((kind.settings_class, name)) or GOOD[Settings, name]
+        values = [*good, "contiguous"] if name == "memory_format" else good
+        found = [kind(TinyNet(), **{name: value}).settings for value in values]
+        assert found == [defaults.replace(**{name: value}) for value in values]
+        assert any(settings != defaults for settings in found), name
 
 
 # Anything that a YAML file, a command line or a program may hold.
@@ -116,7 +132,7 @@ def assert_usable(settings):
     assert settings.split in ("train", "val")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        settings.warn_if_doubtful()
+        warn_if_doubtful([settings])
 
 
 @given(st.sampled_from(KINDS), st.data())
@@ -239,23 +255,6 @@ def test_huge_value_is_refused_in_few_words(value):
             assert len(str(error.value)) < 1200
 
 
-@pytest.mark.parametrize("interval", ["(1, 2)", "(1, 2]", "[1, 2)", "[1, 2]"])
-def test_interval_keeps_its_brackets(interval):
-    for value, fine in (
-        (1, interval[0] == "["),
-        (2, interval[-1] == "]"),
-        (1.5, True),
-        (0.5, False),
-        (2.5, False),
-    ):
-        if fine:
-            assert number_within("x", value, interval) == value
-        else:
-            with pytest.raises(SettingError) as error:
-                number_within("x", value, interval)
-            assert error.value.allowed == f"a number in {interval}"
-
-
 @pytest.mark.parametrize("value", ["7", 7, 7.0, "7.0", np.int8(7), np.float32(7)])
 def test_whole_number_is_exact(value):
     assert (whole_number("x", value, 7, 7), type(whole_number("x", value, 7, 7))) == (7, int)
@@ -286,9 +285,10 @@ def test_fit_settings_are_those_that_fitting_depends_on():
 
 def test_exchanged_k1_and_k2_draw_a_warning():
     with pytest.warns(UserWarning, match=r"^k1 = 5 is larger than k2 = 2\.5\. .* the other way round"):
-        assert AdaSCALESettings(k1=5, k2=2.5).warn_if_doubtful()
-    for fine in (AdaSCALESettings(k1=5, k2=5), BFActSettings()):
-        assert not fine.warn_if_doubtful()
+        warn_if_doubtful([AdaSCALESettings(), AdaSCALESettings(k1=5, k2=2.5), AdaSCALESettings(k1=9, k2=1)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_doubtful([AdaSCALESettings(k1=5, k2=5), BFActSettings()])
 
 
 # Sweeps.

@@ -1,10 +1,10 @@
-"""The feature cache: how often images are read and run, what has an entry of its own, and what is not cached."""
+"""Tests of the feature cache: forward passes saved, cache keys, uncacheable inputs."""
 
 from __future__ import annotations
 
+import datetime
 import functools
 import importlib.util
-import os
 import random
 import re
 import sys
@@ -25,11 +25,10 @@ from torchvision.datasets import ImageFolder
 
 from openood_adascale import MSP, AdaSCALE, Benchmark, BFAct, OptFS, evaluate, feature_cache
 from openood_adascale.detectors.registry import METHODS
-from openood_adascale.errors import NotFiniteError, NotFittedError
+from openood_adascale.errors import NotFiniteError
 from openood_adascale.features import cache as cache_module
 from openood_adascale.features import fingerprint
 from openood_adascale.features.cache import FeatureCache, current_cache
-from openood_adascale.features.fingerprint import NotFingerprintableError, dataset_key
 
 RANDOM = {"percentile": (60, 80), "k1": 5, "k2": 50, "pixels": "random"}
 
@@ -95,7 +94,7 @@ def quiet(call):
         return call()
 
 
-# How often images are read and run.
+# Number of reads and forward passes.
 
 
 @pytest.fixture
@@ -142,25 +141,12 @@ def test_evaluation_of_all_methods_reads_and_runs_each_image_once(network, datas
     assert_equal_scores(found, plain)
 
 
-def test_nothing_is_fingerprinted_without_a_cache(network, datasets, tmp_path, monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError("a fingerprint was computed")
-
-    for name in ("weights_fingerprint", "network_key", "dataset_key"):
-        for module in (fingerprint, cache_module):
-            monkeypatch.setattr(module, name, refuse, raising=False)
-    evaluate_all(network, datasets)
-    AdaSCALE(network).fit(make_loader(make_images(9, 0)), progress=False).score(make_images(9, 1))
-    with pytest.raises(AssertionError, match="fingerprint"):
-        evaluate_all(network, datasets, cache_dir=tmp_path / "cache")
-
-
-def test_fingerprints_are_computed_once_per_loader_and_network(network, datasets, tmp_path, monkeypatch):
+def test_fingerprints_are_computed_once_per_loader_and_network_and_only_for_a_cache(
+    network, datasets, tmp_path, monkeypatch
+):
     counts = {"network_key": 0, "dataset_key": 0}
 
-    def counted(name):
-        original = getattr(fingerprint, name)
-
+    def counted(name, original):
         def call(*arguments):
             counts[name] += 1
             return original(*arguments)
@@ -168,14 +154,15 @@ def test_fingerprints_are_computed_once_per_loader_and_network(network, datasets
         return call
 
     for name in counts:
-        monkeypatch.setattr(cache_module, name, counted(name))
-    for _ in range(2):
-        counts.update(network_key=0, dataset_key=0)
+        monkeypatch.setattr(cache_module, name, counted(name, getattr(fingerprint, name)))
+    evaluate_all(network, datasets)
+    assert counts == {"network_key": 0, "dataset_key": 0}
+    for times in (1, 2):
         evaluate_all(network, datasets, cache_dir=tmp_path / "cache")
-        assert counts == {"network_key": 1, "dataset_key": len(datasets)}
+        assert counts == {"network_key": times, "dataset_key": times * len(datasets)}
 
 
-def test_settings_without_another_perturbation_need_no_pass(cache, network, id_images):
+def test_settings_without_new_perturbation_need_no_forward_pass(cache, network, id_images):
     loader = make_loader(id_images)
 
     def runs(method=AdaSCALE, **settings):
@@ -191,15 +178,17 @@ def test_settings_without_another_perturbation_need_no_pass(cache, network, id_i
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_order_labels_and_random_draws_are_those_of_the_loader(
-    network, id_images, tmp_path, shuffle, workers
+@pytest.mark.parametrize("own_generator", [False, True])
+def test_cache_keeps_order_labels_and_random_draws_of_the_loader(
+    network, id_images, tmp_path, shuffle, workers, own_generator
 ):
     dataset = TensorDataset(id_images, torch.arange(50))
 
     def found(seed):
         torch.manual_seed(seed)
-        loader = DataLoader(dataset, 8, shuffle=shuffle, num_workers=workers)
-        return *MSP(network).predict_loader(loader, progress=False), torch.rand(3)
+        generator = torch.Generator().manual_seed(seed) if own_generator else None
+        loader = DataLoader(dataset, 8, shuffle=shuffle, num_workers=workers, generator=generator)
+        return *MSP(network).predict_loader(loader, progress=False), torch.rand(3, generator=generator)
 
     want = {seed: found(seed) for seed in (0, 1)}
     with feature_cache(tmp_path):
@@ -208,24 +197,9 @@ def test_order_labels_and_random_draws_are_those_of_the_loader(
                 np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
-def test_order_of_a_loader_with_a_generator_of_its_own_is_the_loader_s(network, id_images, tmp_path):
-    dataset = TensorDataset(id_images, torch.arange(50))
-
-    def found():
-        generator = torch.Generator().manual_seed(3)
-        loader = DataLoader(dataset, 8, shuffle=True, generator=generator)
-        return *MSP(network).predict_loader(loader, progress=False), torch.rand(3, generator=generator)
-
-    want = found()
-    with feature_cache(tmp_path):
-        for _ in range(2):
-            for got, expected in zip(found(), want, strict=True):
-                np.testing.assert_allclose(got, expected, rtol=1e-6)
-
-
 @pytest.mark.parametrize("network_dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_dtypes_come_back_as_they_were(network, id_images, tmp_path, network_dtype, precision):
+def test_cached_scores_keep_their_dtype(network, id_images, tmp_path, network_dtype, precision):
     network.to(network_dtype)
     want = predict(network, make_loader(id_images), precision=precision)
     for _ in range(2):
@@ -243,10 +217,10 @@ def test_images_that_are_not_finite_are_named(cache, network):
     assert error.value.rows == [37]
 
 
-# What has an entry of its own.
+# Keys.
 
 
-def test_what_differs_has_an_entry_of_its_own(tmp_path, network, id_images):
+def test_changed_input_is_extracted_again(tmp_path, network, id_images):
     def runs(images=id_images, make=make_loader, tag=None, **settings):
         with feature_cache(tmp_path, tag):
             return run_count(network, lambda: predict(network, make(images), **settings))[0]
@@ -297,23 +271,6 @@ def test_changed_weights_within_a_block_are_seen(cache, network, id_images):
     np.testing.assert_array_equal(second, MSP(network).score(id_images))
 
 
-def double(samples):
-    images, labels = torch.utils.data.default_collate(samples)
-    return 2 * images, labels
-
-
-def test_collate_function_is_part_of_the_images(tmp_path, network, id_images):
-    """Two loaders of one dataset whose collate functions make other images of it."""
-    dataset = TensorDataset(id_images, torch.arange(50))
-    loaders = DataLoader(dataset, 16), DataLoader(dataset, 16, collate_fn=double)
-    want = [predict(network, loader) for loader in loaders]
-    with feature_cache(tmp_path):
-        for loader in loaders:
-            quiet(lambda loader=loader: predict(network, loader))
-        for loader, expected in zip(loaders, want, strict=True):
-            np.testing.assert_array_equal(quiet(lambda loader=loader: predict(network, loader)), expected)
-
-
 def layer_of(scale, folder, name):
     """Return a network whose class comes from a file of the user's."""
     path = folder / f"{name}.py"
@@ -342,6 +299,9 @@ def test_source_of_the_network_classes_is_part_of_the_key(cache, id_images, tmp_
     assert not np.allclose(found[0], found[1])
 
 
+# Inputs that are not cached.
+
+
 @pytest.fixture
 def folder(tmp_path):
     place = tmp_path / "images" / "a"
@@ -350,31 +310,6 @@ def folder(tmp_path):
     for number in range(8):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype("uint8")).save(place / f"{number}.png")
     return place.parent
-
-
-def test_changed_files_and_transforms_have_an_entry_of_their_own(tmp_path, folder, network):
-    def runs(transform=None):
-        with feature_cache(tmp_path / "cache"), no_warning():
-            dataset = ImageFolder(folder, transform or transforms.ToTensor())
-            return run_count(network, lambda: predict(network, DataLoader(dataset, 4)))[0]
-
-    new, path = 8 + HEAD, folder / "a" / "3.png"
-    assert [runs(), runs()] == [new, 0]
-    os.utime(path, ns=(5, 5))
-    assert [runs(), runs()] == [new, 0]
-    path.write_bytes(path.read_bytes() + b" ")
-    assert [runs(), runs()] == [new, 0]
-    path.unlink()
-    assert [runs(), runs()] == [7 + HEAD, 0]
-    for transform in (
-        transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.2] * 3)]),
-        transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.3] * 3)]),
-        transforms.Compose([transforms.CenterCrop(8), transforms.ToTensor()]),
-    ):
-        assert [runs(transform), runs(transform)] == [7 + HEAD, 0]
-
-
-# What is not cached.
 
 
 def to_tensor(image):
@@ -438,30 +373,6 @@ def test_transform_without_stable_repr_is_not_cached_unless_tagged(tmp_path, fol
         np.testing.assert_array_equal(scores, want)
 
 
-def test_library_transforms_that_take_other_values_are_told_apart(folder):
-    """Objects whose repr holds an address or hides their behaviour."""
-    resize = transforms.functional.resize
-
-    def key(transform):
-        try:
-            return dataset_key(DataLoader(ImageFolder(folder, transform), 4), None)
-        except NotFingerprintableError:
-            return None
-
-    keys = [
-        key(make())
-        for make in (
-            lambda: functools.partial(resize, size=8), lambda: functools.partial(resize, size=9),
-            lambda: functools.partial(transforms.functional.pad, padding=8),
-            lambda: transforms.Resize(8).forward, lambda: transforms.Resize(9).forward,
-        )
-    ]  # fmt: skip
-    assert None not in keys
-    assert len(set(keys)) == len(keys)
-    assert key(functools.partial(resize, size=8)) == keys[0]
-    assert key(functools.partial(to_tensor)) is None
-
-
 class Drawing(Counted):
     """Images of a random preprocessing."""
 
@@ -499,29 +410,14 @@ def test_random_images_are_not_cached(tmp_path, network, kind, workers):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_random_images_are_cached_if_tagged_and_not_served_without_the_tag(tmp_path, folder, network):
-    dataset = ImageFolder(
-        folder, transforms.Compose([transforms.RandomHorizontalFlip(), transforms.ToTensor()])
-    )
-
-    def runs(tag):
-        with feature_cache(tmp_path / "cache", tag):
-            return run_count(network, lambda: predict(network, DataLoader(dataset, 4)))[0]
-
-    with no_warning():
-        assert [runs("fixed"), runs("fixed")] == [8 + HEAD, 0]
-    with pytest.warns(UserWarning, match="random"):
-        assert runs(None) >= 8
-
-
 class Noisy(TinyNet):
     def forward(self, images):
         self.calls.append(len(images))
         return self.fc(self.features(images) + 0.01 * torch.rand(64))
 
 
-@pytest.mark.parametrize("make", [nets.BatchStatistics, nets.Counting, Noisy])
-def test_network_that_is_no_function_of_the_image_is_not_cached(tmp_path, make, id_images):
+@pytest.mark.parametrize("make", [nets.BatchStatistics, Noisy])
+def test_random_or_batch_dependent_network_is_not_cached(tmp_path, make, id_images):
     torch.manual_seed(0)
     network, loader = make().eval(), make_loader(id_images)
     want = quiet(lambda: predict(network, loader))
@@ -583,7 +479,7 @@ def test_loader_that_cannot_be_fingerprinted_is_not_cached(tmp_path, network, ma
     np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
-# Choosing a cache.
+# Choice of the cache.
 
 
 def test_cache_is_chosen_by_argument_block_or_environment(tmp_path, network, id_images, monkeypatch):
@@ -614,24 +510,25 @@ def test_empty_dataset_has_no_entry(cache, network):
         predict(network, loader)
 
 
-def test_detector_of_a_filled_cache_is_tied_to_its_weights(tmp_path, network, id_images):
-    """No image has run through the network, and the detector notices new weights all the same."""
-    loader = make_loader(id_images)
-    with feature_cache(tmp_path):
-        want = AdaSCALE(network).fit(loader, progress=False)
-        again = AdaSCALE(network).fit(loader, progress=False)
-    assert torch.equal(again.state, want.state)
-    with torch.no_grad():
-        network.fc.bias.add_(1)
-    with pytest.raises(NotFittedError):
-        again.score(id_images)
-
-
 def test_entries_are_described_and_removed(cache, network, id_images, tmp_path):
     AdaSCALE(network, **RANDOM).fit(make_loader(id_images), progress=False)
     (entry,) = FeatureCache(cache.directory).entries()
-    described = {key: entry.about[key] for key in ("N", "network", "dataset")}
-    assert described == {"N": 50, "network": "TinyNet", "dataset": "TensorDataset"}
+    created = datetime.datetime.fromisoformat(entry.about["created"])
+    assert abs(datetime.datetime.now() - created) < datetime.timedelta(hours=1)
+    described = {key: entry.about[key] for key in ("N", "network", "dataset", "root")}
+    assert described == {"N": 50, "network": "TinyNet", "dataset": "TensorDataset", "root": ""}
     assert entry.size > 50 * 64 * 2 * 4
+    (entry.folder.parent / "a file").touch()
+    (entry.folder.parent / "a link").symlink_to(tmp_path)
+    assert [one.folder for one in FeatureCache(cache.directory).entries()] == [entry.folder]
     entry.remove()
     assert FeatureCache(cache.directory).entries() == []
+
+
+@pytest.mark.parametrize("attribute", ["root", "data_dir"])
+def test_entry_names_the_folder_of_its_images(cache, network, attribute):
+    images = Counted(1)
+    setattr(images, attribute, "pictures")
+    predict(network, DataLoader(images, 8))
+    (entry,) = FeatureCache(cache.directory).entries()
+    assert entry.about["root"] == "pictures"

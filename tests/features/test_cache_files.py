@@ -1,10 +1,9 @@
-"""Files of the feature cache: killed runs, damage, full disks, other directories, two processes at once."""
+"""Tests of the feature cache's files: interrupted runs, damaged files, full disks, concurrent processes."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,10 +15,10 @@ import pytest
 import torch
 from networks import HEAD, make_images, make_loader
 
-from openood_adascale import MSP, AdaSCALE, feature_cache
+from openood_adascale import MSP, feature_cache
 from openood_adascale.errors import CacheError
 from openood_adascale.features import cache as cache_module
-from openood_adascale.features.cache import FORMAT, MARKER, FeatureCache, open_cache
+from openood_adascale.features.cache import FORMAT, MARKER, FeatureCache
 
 IMAGES = 100
 SCRIPT = """
@@ -94,15 +93,8 @@ def test_killed_run_is_continued(tmp_path):
     states = [out.split()[1:] for out, _ in found]
     assert states[0] == states[1]
     assert all(int(out.split()[0]) < 2 * IMAGES for out, _ in found)
-    torch.manual_seed(0)
-    from networks import TinyNet
-
-    network = TinyNet().eval()
-    with feature_cache(folder):  # in this process, too
-        detector = AdaSCALE(network, pixels="random", percentile=(60, 80), k1=5, k2=50)
-        detector.fit(make_loader(make_images(100, 1)), progress=False)
-    assert network.calls == []
-    assert [str(value) for value in sorted(detector.state.tolist())[:3]] == states[0]
+    status, out, error = run(folder)
+    assert (status, out) == (0, ["0", *states[0]]), error
 
 
 DAMAGES = {
@@ -146,15 +138,6 @@ def test_damaged_head_is_made_again(tmp_path, network, content):
     assert scores(network, tmp_path, 20)[0] == 0
 
 
-def test_folder_in_the_place_of_a_shard_is_named(tmp_path, network):
-    scores(network, tmp_path)
-    shard = shards(tmp_path)[0]
-    shard.unlink()
-    shard.mkdir()
-    with pytest.raises(CacheError, match=rf"{re.escape(str(shard))} cannot be written: .*a rerun continues"):
-        scores(network, tmp_path)
-
-
 def test_full_disk_is_one_clear_error(tmp_path, network, monkeypatch):
     """Finished shards are kept, and none is left half written."""
     room = 3
@@ -186,7 +169,7 @@ def test_full_disk_is_one_clear_error(tmp_path, network, monkeypatch):
     assert scores(network, tmp_path)[0] == 0
 
 
-def test_directory_that_is_no_cache_is_refused_and_left_alone(tmp_path, network):
+def test_other_directory_or_version_is_refused_and_left_alone(tmp_path, network):
     def state():
         return {
             path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
@@ -195,40 +178,31 @@ def test_directory_that_is_no_cache_is_refused_and_left_alone(tmp_path, network)
 
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "openood_adascale_store.json").write_text('{"format": 2}')
+    for number, content in enumerate(
+        ['{"format": 2}', '{"format": "5"}', "{}", "not json", "[]", '"format"']
+    ):
+        (tmp_path / f"other{number}").mkdir()
+        (tmp_path / f"other{number}" / MARKER).write_text(content)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / MARKER)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     before = state()
-    told = r"^cache_dir: .* is not a feature cache of this version .* the features are extracted again$"
-    for name in ("store", "mine", "mine/notes.txt"):
+    told = (
+        rf"^cache_dir: .* is not a feature cache of this version .*\(format {FORMAT}\).* are extracted again$"
+    )
+    for name in ("store", "mine", "mine/notes.txt", "pipe", *(f"other{number}" for number in range(6))):
         with pytest.raises(CacheError, match=told):
             scores(network, tmp_path / name)
     with pytest.raises(CacheError, match=told):
-        open_cache(tmp_path / "none")
+        FeatureCache(tmp_path / "none", create=False)
     for directory in ("", 5, []):
         with pytest.raises(CacheError, match=r"cache_dir: .* is not allowed; expected a directory, or False"):
             FeatureCache(directory)
     assert state() == before
     assert not network.calls
     (tmp_path / "new" / "lost+found").mkdir(parents=True)
-    assert open_cache(FeatureCache(tmp_path / "new").directory).entries() == []
-
-
-@pytest.mark.parametrize(
-    "content", ['{"format": 2}', '{"format": "3"}', "{}", "not json", "[]", '"format"', None]
-)
-def test_cache_of_another_version_is_refused_and_left_alone(tmp_path, network, content):
-    scores(network, tmp_path, 20)
-    (tmp_path / MARKER).unlink()
-    if content is None:
-        os.mkfifo(tmp_path / MARKER)
-    else:
-        (tmp_path / MARKER).write_text(content)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.raises(
-        CacheError, match=rf"^cache_dir: .* is not a feature cache of this version .*\(format {FORMAT}\)"
-    ):
-        scores(network, tmp_path, 20)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert FeatureCache(FeatureCache(tmp_path / "new").directory, create=False).entries() == []
 
 
 def test_entry_that_is_removed_while_in_use_is_told(tmp_path, network):

@@ -1,7 +1,10 @@
-"""Fingerprints of datasets: what the same images are, and what makes others of them."""
+"""Tests of the fingerprints of networks and datasets."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import linecache
 import os
 import subprocess
 import sys
@@ -16,7 +19,9 @@ from PIL import Image
 from torch import nn
 from torch.utils import data
 from torchvision import datasets, transforms
+from torchvision.datasets.folder import default_loader
 
+from openood_adascale.data.files import ImageFiles
 from openood_adascale.features.fingerprint import NotFingerprintableError, dataset_key, network_key
 
 
@@ -77,6 +82,8 @@ def key(dataset, tag=None, **loader):
 
 KINDS = {
     "folder": lambda paths: datasets.ImageFolder(folder_of(paths), transforms.ToTensor()),
+    "folder of any files": lambda paths: datasets.DatasetFolder(folder_of(paths), default_loader, (".png",)),
+    "files": ImageFiles,
     "list": listed,
     "part": lambda paths: data.Subset(datasets.ImageFolder(folder_of(paths)), [0, 2]),
     "two": lambda paths: data.ConcatDataset([listed(paths[:2]), listed(paths[2:])]),
@@ -84,7 +91,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_count_by_size_and_time(paths, kind):
+def test_changed_file_changes_the_key(paths, kind):
     make = KINDS[kind]
     first = key(make(paths))
     assert first == key(make(paths)) == key(make(paths), batch_size=3) == key(make(paths), shuffle=True)
@@ -95,7 +102,22 @@ def test_files_count_by_size_and_time(paths, kind):
     assert len({first, second, key(make(paths))}) == 3
 
 
-def test_relative_paths_count_with_their_directory(paths, tmp_path, monkeypatch):
+def test_transform_values_change_the_key(paths):
+    """Also those whose repr holds an address or hides their behaviour."""
+    resize, pad = transforms.functional.resize, transforms.functional.pad
+    made = [
+        lambda: transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.2] * 3)]),
+        lambda: transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.3] * 3)]),
+        lambda: functools.partial(resize, size=8), lambda: functools.partial(resize, size=9),
+        lambda: functools.partial(pad, padding=8), lambda: transforms.Resize(8).forward,
+        lambda: transforms.Resize(9).forward,
+    ]  # fmt: skip
+    found, again = ([key(datasets.ImageFolder(folder_of(paths), one())) for one in made] for _ in range(2))
+    assert found == again
+    assert len(set(found)) == len(found)
+
+
+def test_relative_path_key_depends_on_working_directory(paths, tmp_path, monkeypatch):
     (tmp_path / "elsewhere" / "a").mkdir(parents=True)
     os.link(paths[0], tmp_path / "elsewhere" / "a" / "0.png")
     found = []
@@ -107,7 +129,7 @@ def test_relative_paths_count_with_their_directory(paths, tmp_path, monkeypatch)
     assert found[1] == found[3]
 
 
-def test_lists_may_be_cut_short(paths):
+def test_shortened_image_list_changes_the_key(paths):
     first = key(listed(paths))
     assert key(listed(paths[::-1])) != first
     missing = [*paths[:2], paths[0] + " is not there"]
@@ -116,7 +138,7 @@ def test_lists_may_be_cut_short(paths):
         key(listed([*paths[:2], str(paths[0]) + "x"]))
 
 
-def test_content_labels_transforms_and_indices_count():
+def test_different_datasets_have_different_keys():
     images, labels = make_images(20, 1), torch.arange(20)
     whole, convert = data.TensorDataset(images, labels), torch.utils.data._utils.collate.default_convert
     found = [
@@ -126,19 +148,44 @@ def test_content_labels_transforms_and_indices_count():
         key(data.ConcatDataset([whole, whole])), key(Keyed("a")), key(Keyed("b")),
         key(HuggingFaceLike("a")), key(HuggingFaceLike("b")), key(HuggingFaceLike("a", {"type": "torch"})),
         key(whole, collate_fn=convert), key(data.TensorDataset(images.flip(0), labels), collate_fn=convert),
-        key(whole, collate_fn=convert, worker_init_fn=convert),
+        key(whole, collate_fn=convert, worker_init_fn=convert), key(whole, worker_init_fn=convert),
     ]  # fmt: skip
     assert len(set(found)) == len(found)
     assert key(data.TensorDataset(images.clone(), labels.clone())) == found[0]
 
 
-def test_memory_layout_does_not_count():
+class InMemory(data.Dataset):
+    """The attributes of torchvision's datasets that keep their images in memory."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+
+class OnDisk(InMemory):
+    def __init__(self, paths):
+        self.paths = paths
+
+
+InMemory.__module__ = OnDisk.__module__ = "torchvision.datasets.own"
+
+
+def test_images_in_memory_are_part_of_the_key():
+    images = make_images(4, 1).numpy()
+    assert key(InMemory(images)) == key(InMemory(images.copy())) != key(InMemory(images[::-1].copy()))
+    with pytest.raises(NotFingerprintableError, match="OnDisk is not a known dataset"):
+        key(OnDisk(images))
+
+
+def test_memory_layout_keeps_the_key():
     images = make_images(20, 1)
     for other in (images.contiguous(memory_format=torch.channels_last), images.repeat(2, 1, 1, 1)[20:]):
         assert key(data.TensorDataset(other)) == key(data.TensorDataset(images))
 
 
-def test_tag_stands_in_for_unknown_datasets_only():
+def test_tag_is_used_for_unknown_datasets_only():
     class Own(data.Dataset):
         def __len__(self):
             return 3
@@ -155,9 +202,14 @@ def test_tag_stands_in_for_unknown_datasets_only():
         def __iter__(self):
             return iter(make_images(4, 1))
 
+    class Counted(Stream):
+        def __len__(self):
+            return 4
+
     for loader, told in (
         ([make_images(4, 1)], "a list does not index a dataset"),
         (data.DataLoader(Stream()), "a Stream cannot be indexed"),
+        (data.DataLoader(Counted()), "a Counted cannot be indexed"),
     ):
         with pytest.raises(NotFingerprintableError, match=told) as error:
             dataset_key(loader, "a")
@@ -169,6 +221,29 @@ def test_object_that_pickle_cannot_write_is_named():
     with pytest.raises(NotFingerprintableError, match=r"_thread\.lock: cannot pickle"):
         key(whole, worker_init_fn=lock)
     assert key(whole, "a", worker_init_fn=lock) != key(whole, "b", worker_init_fn=lock)
+
+
+BASE = "class Base:\n    def __call__(self, image):\n        return image + {}\n"
+OWN = "from {base} import Base\nclass Own(Base):\n    def __repr__(self):\n        return 'Own()'\n    by = {by}\n"
+
+
+def test_source_of_an_own_transform_and_its_bases_is_part_of_the_key(paths, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for number, (add, by) in enumerate([(1, 1), (1, 1), (2, 1), (1, 2)]):
+        monkeypatch.delitem(sys.modules, "own_base", raising=False)
+        monkeypatch.delitem(sys.modules, "own_transform", raising=False)
+        for name, text in (
+            ("own_base", BASE.format(add)),
+            ("own_transform", OWN.format(base="own_base", by=by)),
+        ):
+            (tmp_path / f"{name}.py").write_text(text + f"# {number}\n")
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        own = importlib.import_module("own_transform").Own()
+        found.append(key(datasets.ImageFolder(folder_of(paths), own)))
+    assert found[0] == found[1]
+    assert len({*found}) == 3
 
 
 def test_keys_are_the_same_in_another_process(paths):

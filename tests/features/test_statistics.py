@@ -1,4 +1,4 @@
-"""Feature requests and feature statistics against direct computation."""
+"""Tests of feature requests and feature statistics."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def test_scaling_factors_of_a_range_equal_reference(a, chosen):
         want = [reference.factor(row, percentile) for row in a.astype(float)]
         np.testing.assert_allclose(statistics.scaling_factor(percentile).numpy(), want, rtol=1e-6)
         each = torch.full((len(a),), percentile, dtype=torch.float64)
+        assert statistics.scaling_factor(percentile).dtype == torch.float64
         assert torch.equal(statistics.scaling_factor(each), statistics.scaling_factor(percentile))
 
 
