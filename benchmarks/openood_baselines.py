@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from data import bench
+from data import bench, train_digits
 
 BASELINES = (
     "msp", "ebo", "gen", "klm", "temp_scaling", "gradnorm", "react", "ash", "scale", "vra", "dice", "knn", "nnguide",
@@ -57,7 +57,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Path:
         from openood.networks.resnet18_32x32 import ResNet18_32x32
     torch.manual_seed(0)
     net = ResNet18_32x32(num_classes=10)
-    bench.train_digits(net, *bench.cifar10_batch(root / "data", "train"), steps=40, learning_rate=0.03)
+    train_digits(net, *bench.cifar10_batch(root / "data", "train"), steps=40, learning_rate=0.03)
     torch.save(net.state_dict(), results / "s0/best.ckpt")
     return results
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from cache_rows import filling, kept_memory, passes
-from data import bench, images_of
+from data import bench, images_of, train_digits
 from gpu_rows import on_a_gpu
 from measure import BATCH, Table, hardware, quiet
 from network_rows import (
@@ -124,7 +124,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Bench:
         network = resnet18(num_classes=10)
         network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     images, labels = (torch.cat(parts) for parts in zip(*benchmark["train"], strict=True))
-    bench.train_digits(network, images, labels, 60, 0.03)
+    train_digits(network, images, labels, 60, 0.03)
     checkpoint = folder / "best.ckpt"
     torch.save(network.state_dict(), checkpoint)
     return Bench(options, checkout, folder / "data", checkpoint, network, benchmark, device)

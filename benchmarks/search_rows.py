@@ -1,4 +1,4 @@
-"""Rows about the search: candidates, Evidence, OpenOOD's Evaluator as a whole; and its picture."""
+"""Rows about the search: candidates, feature statistics, OpenOOD's Evaluator as a whole; and its picture."""
 
 from __future__ import annotations
 

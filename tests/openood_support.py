@@ -1,4 +1,4 @@
-"""OpenOOD for the tests: its checkout with small benchmarks and networks, datasets of one's own, and a small fake of it."""
+"""OpenOOD for the tests: a checkout with small benchmarks and networks, custom datasets, and an imitation of it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Images = list[tuple[np.ndarray, int]]  # uint8 images [height, width, 3] and the
 
 
 def find_openood() -> Path | None:
-    """The checkout that holds the package `openood`, without importing it."""
+    """Return the checkout that holds the package `openood`, without importing it."""
     named = os.environ.get("OPENOOD_ROOT")
     if named:
         root = Path(named).expanduser().resolve()
@@ -53,29 +53,21 @@ def find_openood() -> Path | None:
 
 
 def copy_checkout(openood_root: Path, root: Path) -> None:
-    """A private copy of a checkout, committed, without its data and results."""
-    cloned = (openood_root / ".git").exists() and not subprocess.run(
-        ["git", "clone", "--quiet", "--no-hardlinks", str(openood_root), str(root)],
-        capture_output=True,
-        check=False,
-    ).returncode
-    if not cloned:
-        shutil.rmtree(root, ignore_errors=True)
-        left_out = {str(openood_root / name) for name in ("data", "results", "checkpoints")}
-        shutil.copytree(
-            openood_root,
-            root,
-            ignore=lambda folder, names: [n for n in names if os.path.join(folder, n) in left_out],
-        )
-    if not (root / ".git").exists():
-        git = ["git", "-c", "user.name=tests", "-c", "user.email=tests", "-C", str(root)]
-        for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "as found"]):
-            subprocess.run([*git, *command], check=True)
+    """Copy a checkout without its data and results, and commit the copy."""
+    left_out = {str(openood_root / name) for name in (".git", "data", "results", "checkpoints")}
+    shutil.copytree(
+        openood_root,
+        root,
+        ignore=lambda folder, names: [n for n in names if os.path.join(folder, n) in left_out],
+    )
+    git = ["git", "-c", "user.name=tests", "-c", "user.email=tests", "-C", str(root)]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "as found"]):
+        subprocess.run([*git, *command], check=True)
 
 
 @contextlib.contextmanager
 def importable(checkout: Path) -> Iterator[None]:
-    """`openood` is the checkout's, if it is not imported yet."""
+    """Let Python find the package `openood` in a checkout."""
     sys.path.insert(0, str(checkout))
     importlib.invalidate_caches()
     try:
@@ -88,7 +80,7 @@ def importable(checkout: Path) -> Iterator[None]:
 
 
 def save_images(images: Images, data: Path, store: str, folder: str, lists: list[str]) -> None:
-    """Writes images as PNG to data/<store>/<folder>, and the lists of them below data/benchmark_imglist."""
+    """Write images as PNG to data/<store>/<folder>, and the lists of them below data/benchmark_imglist."""
     from PIL import Image
 
     target = data / store / folder
@@ -104,7 +96,7 @@ def save_images(images: Images, data: Path, store: str, folder: str, lists: list
 
 
 def digit_images() -> tuple[list[Images], list[Images]]:
-    """Handwritten digits at 32x32: for 0-5 and for 6-9, a list by digit of (image, label)."""
+    """Return handwritten digits at 32x32: for 0-5 and for 6-9, a list by digit of (image, label)."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -120,7 +112,7 @@ def digit_images() -> tuple[list[Images], list[Images]]:
 def photo_patches(
     n: int, seed: int, crop: int, size: int = 32, grey: bool = False, blur: float = 0.0
 ) -> Images:
-    """`n` square patches of scikit-learn's two photos, `crop` pixels wide, scaled to `size`; label -1."""
+    """Return `n` square patches of scikit-learn's two photos, `crop` pixels wide, scaled to `size`; label -1."""
     from PIL import Image, ImageFilter
     from sklearn.datasets import load_sample_images
 
@@ -142,14 +134,14 @@ def photo_patches(
 
 
 def on_black(patches: Images) -> Images:
-    """Patches that fade to black at the rim, as the digits do: harder to tell from them."""
+    """Return patches that fade to black at the rim, as the digits do."""
     across = np.linspace(-1, 1, patches[0][0].shape[0])
     window = np.clip(1.2 - np.hypot(across[:, None], across[None]), 0, 1)[..., None]
     return [((image * window).astype(np.uint8), label) for image, label in patches]
 
 
 def corrupted(images: Images, seed: int) -> Images:
-    """The same images, brighter and noisy."""
+    """Return the same images, brighter and noisy."""
     rng = np.random.default_rng(seed)
     return [
         (np.clip(image * 0.9 + 20 + rng.normal(0, 20, image.shape), 0, 255).astype(np.uint8), label)
@@ -188,7 +180,7 @@ def write_cifar10_benchmark(data: Path, splits: tuple[slice, slice, slice] = SPL
 
 
 def write_small_benchmark(data: Path, small: Path) -> None:
-    """The benchmark in `data`, with ten images of each class to learn from and few to judge."""
+    """Write lists of few images of the benchmark in `data`, ten of each class for training."""
     small.mkdir()
     (small / "images_classic").symlink_to(data / "images_classic")
     source, target = (root / "benchmark_imglist" / "cifar10" for root in (data, small))
@@ -214,40 +206,27 @@ def write_small_benchmark(data: Path, small: Path) -> None:
 
 
 def write_imagenet_benchmark(data: Path) -> Images:
-    """A tiny benchmark imagenet of photo patches; returns its training images."""
-    store = "images_largescale"
-
-    def patches(n: int, seed: int, crop: int, size: int = 256) -> Images:
-        return photo_patches(n, seed, crop, size)
-
-    def labelled(images: Images) -> Images:
-        return [(image, i % 10) for i, (image, _) in enumerate(images)]
-
-    digits = [(image.repeat(8, 0).repeat(8, 1), -1) for image, _ in digit_images()[1][0][:8]]
-    train = labelled(patches(24, seed=11, crop=256))
-    save_images(train, data, store, "imagenet_1k/train", ["imagenet/train_imagenet.txt"])
-    val = labelled(patches(10, seed=12, crop=256))
-    save_images(val, data, store, "imagenet_1k/val", ["imagenet/val_imagenet.txt"])
-    test = labelled(patches(10, seed=13, crop=256))
-    save_images(test, data, store, "imagenet_1k/test", ["imagenet/test_imagenet.txt"])
-    for i, version in enumerate(("v2", "c", "r", "es")):
-        # OpenOOD does not resize those of ImageNet-C.
-        images = labelled(patches(4, seed=14 + i, crop=256, size=224))
-        save_images(images, data, store, f"imagenet_{version}", [f"imagenet/test_imagenet_{version}.txt"])
-    for i, name in enumerate(("ssb_hard", "ninco", "inaturalist")):
-        images = patches(8, seed=20 + i, crop=(64, 32, 128)[i])
-        save_images(images, data, store, name, [f"imagenet/test_{name}.txt"])
-    save_images(digits[4:], data, store, "openimage_o/test", ["imagenet/test_openimage_o.txt"])
-    ood_val = patches(6, seed=24, crop=64) + digits[:4]
-    save_images(ood_val, data, store, "openimage_o/val", ["imagenet/val_openimage_o.txt"])
-    textures = patches(8, seed=25, crop=48)
-    save_images(textures, data, "images_classic", "texture/large", ["imagenet/test_textures.txt"])
-    return train
+    """Write a tiny benchmark imagenet of photo patches, and return its training images."""
+    sets = {
+        **{f"imagenet_1k/{split}": f"{split}_imagenet" for split in ("train", "val", "test")},
+        **{f"imagenet_{shift}": f"test_imagenet_{shift}" for shift in ("v2", "c", "r", "es")},
+        **{name: f"test_{name}" for name in ("ssb_hard", "ninco", "inaturalist")},
+        **{f"openimage_o/{split}": f"{split}_openimage_o" for split in ("test", "val")},
+        "texture/large": "test_textures",
+    }
+    written = {}
+    for seed, (folder, name) in enumerate(sets.items()):
+        known = folder.startswith("imagenet_")
+        size = 224 if folder == "imagenet_c" else 256  # OpenOOD does not resize those of ImageNet-C
+        patches = photo_patches(24 if folder.endswith("train") else 8, seed, 256 if known else 48, size)
+        written[folder] = [(image, number % 10 if known else -1) for number, (image, _) in enumerate(patches)]
+        store = "images_classic" if folder == "texture/large" else "images_largescale"
+        save_images(written[folder], data, store, folder, [f"imagenet/{name}.txt"])
+    return written["imagenet_1k/train"]
 
 
 def cifar10_batch(data: Path, split: str) -> tuple[Any, Any]:
-    """Images of an ID split as OpenOOD's preprocessing gives them, [n, 3, 32, 32], and labels, [n]."""
-    import torch
+    """Return images of an ID split as OpenOOD's preprocessing gives them, [n, 3, 32, 32], and labels, [n]."""
     from PIL import Image
 
     mean, std = np.array([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]], np.float32)
@@ -260,35 +239,8 @@ def cifar10_batch(data: Path, split: str) -> tuple[Any, Any]:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(labels)
 
 
-def train_digits(net: Any, images: Any, labels: Any, steps: int, learning_rate: float) -> None:
-    """Trains in place on random batches of 32; leaves the network in eval mode."""
-    import torch
-    from torch.nn import functional as F
-
-    # bfloat16 halves the time or better where the processor has it, and is slower where not.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    has_bf16 = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    optimizer = torch.optim.SGD(
-        net.parameters(), learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    net.train().to(memory_format=torch.channels_last)
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.3  # in so few steps the default leaves the running statistics behind
-    for chosen in torch.randint(len(images), (steps, 32)):
-        batch = images[chosen].to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16):
-            loss = F.cross_entropy(net(batch), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    net.eval().to(memory_format=torch.contiguous_format)
-
-
 def train_runs(checkout: Path, root: Path) -> None:
-    """Fits the head of a random ResNet18_32x32 to the digits; writes <root>/s0/best.ckpt and <root>/s1/best.ckpt."""
+    """Fit two heads of a random ResNet18_32x32 to the digits, and write <root>/s0/best.ckpt and <root>/s1/best.ckpt."""
     with importable(checkout):
         from openood.networks.resnet18_32x32 import ResNet18_32x32
 
@@ -315,17 +267,13 @@ def train_runs(checkout: Path, root: Path) -> None:
             net.fc.weight.copy_(solution[:-1].T)
             net.fc.bias.copy_(solution[-1])
             accuracy = (net(val_images).argmax(1) == val_labels).double().mean().item()
-            if accuracy < 0.8:
-                raise RuntimeError(f"the network that the tests stand on has {accuracy:.1%} of val right")
+            assert accuracy >= 0.8, f"{accuracy:.1%} of val are right"
             (root / run).mkdir(parents=True)
             torch.save(net.state_dict(), root / run / "best.ckpt")
 
 
 def write_untrained(checkout: Path, path: Path) -> None:
-    """Adds a tiny benchmark imagenet to the checkout's data, and writes a ResNet-50 for it, of which only the batch norms
-    have seen images."""
-    import torch
-
+    """Write a tiny benchmark imagenet, and a ResNet-50 with random weights and the batch statistics of its images."""
     train = write_imagenet_benchmark(checkout / "data")
     with importable(checkout), torch.random.fork_rng(devices=[]):
         from openood.networks.resnet50 import ResNet50
@@ -343,20 +291,13 @@ def write_untrained(checkout: Path, path: Path) -> None:
 
 PAIRS = [[60, 70], [80, 85], [65, 95]]
 ID_VAL_AND_OOD_VAL = (72, 40)  # images of write_cifar10_benchmark's sets
-
-
-def write_yml(folder: Path, name: str, packaged: Path, **changes) -> Path:
-    """A yml like ``packaged`` in a config root of its own; ``sweep=`` replaces its sweep, the rest its settings."""
-    config = yaml.safe_load(packaged.read_text())["postprocessor"]
-    for key in ("APS_mode", "postprocessor_sweep"):
-        if key in changes:
-            config[key] = changes.pop(key)
-    config["postprocessor_args"] = {**config["postprocessor_args"], **changes}
-    path = folder / "postprocessors" / f"{name}.yml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({"postprocessor": {**config, "name": name}}, sort_keys=False))
-    return path
-
+SWEEPS = {
+    "lts": {"percentile_list": [80, 95]},
+    "bfact": {"percentile_list": [80, 95], "order_list": [1, 2]},
+    "optfs": {"bins_list": [20, 100], "score_list": ["vanilla", "energy"]},
+}
+"""Searches of the methods that are fitted on training images, if at all."""
+FITTED = ("bfact", "optfs")
 
 seen_images: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 """Number of images that each network was given."""
@@ -395,6 +336,12 @@ class SmallNet(torch.nn.Module):
         return self.fc
 
 
+def standalone(postprocessor, loader):
+    """Return the same method without OpenOOD, with the postprocessor's settings, fitted on a loader."""
+    settings = {name: getattr(postprocessor.settings, name) for name in postprocessor.settings.names()}
+    return postprocessor.method.detector(SmallNet().eval(), **settings).fit(loader)
+
+
 def batches(count: int, seed: int) -> list:
     """A loader whose items cannot be fingerprinted."""
     images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
@@ -406,7 +353,7 @@ def loaders_of(images: int, seed: int) -> tuple[dict, dict]:
 
 
 def through_file(postprocessor, path: Path):
-    """Pickled and loaded as eval_ood.py does."""
+    """Pickle and load as eval_ood.py does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as f:
         pickle.dump(postprocessor, f, pickle.HIGHEST_PROTOCOL)
@@ -459,29 +406,24 @@ class OpenOODsWay(Plain):
         return self.head
 
 
-def places(checkout):
-    """Of the digits: kind, and list and root of each set."""
+def listed(checkout, name):
+    """Return one of OpenOOD's lists in its benchmark cifar10, with its root."""
     data = checkout / "data"
+    return {"images": str(data / "benchmark_imglist/cifar10" / name), "root": str(data / "images_classic")}
 
-    def listed(name):
-        return {
-            "images": str(data / "benchmark_imglist/cifar10" / name),
-            "root": str(data / "images_classic"),
-        }
 
+def places(checkout):
+    """Return list and root of each set of digits."""
+    sets = {"near": ("cifar100", "tin"), "far": ("mnist", "texture"), "csid": ("cifar10c",)}
     return {
-        "train": listed("train_cifar10.txt"),
-        "val": listed("val_cifar10.txt"),
-        "test": listed("test_cifar10.txt"),
-        "ood_val": listed("val_tin.txt"),
-        "near": {name: listed(f"test_{name}.txt") for name in ("cifar100", "tin")},
-        "far": {name: listed(f"test_{name}.txt") for name in ("mnist", "texture")},
-        "csid": {"cifar10c": listed("test_cifar10c.txt")},
+        **{split: listed(checkout, f"{split}_cifar10.txt") for split in ("train", "val", "test")},
+        "ood_val": listed(checkout, "val_tin.txt"),
+        **{kind: {n: listed(checkout, f"test_{n}.txt") for n in names} for kind, names in sets.items()},
     }
 
 
 def digits_of(checkout):
-    """All sets as loaders."""
+    """Return the sets as a Benchmark."""
     transform, _ = transform_for("", None, None, TRANSFORM)
 
     def loader(of):
@@ -518,7 +460,7 @@ def picture(path, shade=100, size=(8, 8), colour=None):
 
 
 def write_images(folder: Path) -> None:
-    """Three classes of two images in train, val and test; two OOD sets; one image in each, where it is not said."""
+    """Write three classes of two images in train, val and test, and three OOD sets of one image."""
     shade = 0
     for split in ("train", "val", "test"):
         for name in ("cat", "dog", "old horse"):
@@ -530,7 +472,7 @@ def write_images(folder: Path) -> None:
 
 
 def description() -> dict[str, Any]:
-    """Of :func:`write_images`, with relative paths."""
+    """Describe the images of :func:`write_images`, with relative paths."""
     return {
         "name": "mine",
         "classes": 3,
@@ -549,28 +491,17 @@ def write_description(path: Path, content: Any) -> Path:
     return path
 
 
-NEAR, FAR = ("cifar100", "tin"), ("mnist", "svhn", "texture", "places365")
-
-
-def listed(checkout, name):
-    """One of OpenOOD's lists in its benchmark cifar10."""
-    data = checkout / "data"
-    return {"images": str(data / "benchmark_imglist/cifar10" / name), "root": str(data / "images_classic")}
-
-
 def openood_description(checkout):
-    """OpenOOD's cifar10, under another name."""
+    """Describe OpenOOD's cifar10 under another name."""
+    found = places(checkout)
+    far = {name: listed(checkout, f"test_{name}.txt") for name in ("mnist", "svhn", "texture", "places365")}
     return {
         "name": "my-digits",
         "classes": 10,
         "preprocessing": "cifar10",
-        "id": {split: listed(checkout, f"{split}_cifar10.txt") for split in ("train", "val", "test")},
-        "csid": {"cifar10c": listed(checkout, "test_cifar10c.txt")},
-        "ood": {
-            "val": listed(checkout, "val_tin.txt"),
-            "near": {name: listed(checkout, f"test_{name}.txt") for name in NEAR},
-            "far": {name: listed(checkout, f"test_{name}.txt") for name in FAR},
-        },
+        "id": {split: found[split] for split in ("train", "val", "test")},
+        "csid": found["csid"],
+        "ood": {"val": found["ood_val"], "near": found["near"], "far": far},
     }
 
 
@@ -616,6 +547,8 @@ FAKE = {
         default_preprocessing_dict = {'cifar10': {'normalization': [[0.4, 0.5, 0.6], [0.2, 0.2, 0.3]]}}
 
         class Preset:
+            mean, std = default_preprocessing_dict['cifar10']['normalization']
+
             def __call__(self, image):
                 import numpy, torch
                 return torch.from_numpy(numpy.array(image)).permute(2, 0, 1) / 255
@@ -646,6 +579,12 @@ FAKE = {
         class BasePostprocessor:
             def __init__(self, config):
                 self.config = config
+
+            def setup(self, net, id_loader_dict, ood_loader_dict):
+                pass
+
+            def inference(self, net, data_loader, progress=True):
+                pass
         """,
     "postprocessors/info.py": "num_classes_dict = {'cifar10': 10}\n",
     "preprocessors/__init__.py": "",
@@ -717,7 +656,7 @@ def fake(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(fake: Path, tmp_path: Path) -> Run:
-    """Runs code in a fresh process that finds the fake OpenOOD; fails with its stderr if it fails."""
+    """run(*code): run code in a fresh process that finds the imitation of OpenOOD."""
 
     def call(*code: str, ours: bool = True, **variables: str) -> subprocess.CompletedProcess:
         path = os.pathsep.join([str(fake.parent), str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.execute(options)  # a script's output and errors are its own
         return status
     except (SettingError, CacheError, PoolError, UsageError) as error:
-        complain(f"openood-adascale run: {one_line(error)}")
+        complain(_told(options, error))
         return 2
 
 
@@ -96,11 +96,22 @@ def _execute(options: argparse.Namespace) -> int:
         except BrokenPipeError:  # nobody reads standard output any more
             raise
         except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError) as error:
-            complain(f"openood-adascale {options.command}: {one_line(error)}")
+            complain(_told(options, error))
         except KeyboardInterrupt:
             complain(f"openood-adascale {options.command}: interrupted")
             return _INTERRUPTED
         return 2
+
+
+def _told(options: argparse.Namespace, error: Exception) -> str:
+    """Return an error in one line, that of a missing option with a hint to the help."""
+    if isinstance(error, SettingError) and error.value is None:
+        name = error.name.removeprefix("benchmark.").removeprefix("--").replace("_", "-")
+        if name.replace("-", "_") in options:
+            error = UsageError(f"missing required option: --{name}; expected {error.allowed}")
+    command = f"openood-adascale {options.command}"
+    hint = f" (see {command} --help)" if isinstance(error, UsageError) else ""
+    return f"{command}: {one_line(error)}{hint}"
 
 
 def _warn(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:

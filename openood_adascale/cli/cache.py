@@ -30,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """List or remove entries."""
-    from ..features.cache import VARIABLE, open_cache, readable  # imports torch
+    from ..features.cache import VARIABLE, FeatureCache, readable  # imports torch
 
     directory = options.cache_dir or os.environ.get(VARIABLE, "").strip()
     if not directory:
-        raise UsageError(f"missing required option: --cache-dir (or ${VARIABLE})")
-    entries = open_cache(directory).entries()
+        raise UsageError(f"missing required option: --cache-dir or ${VARIABLE}")
+    entries = FeatureCache(directory, create=False).entries()
     for key in options.keys:
         if not any(entry.folder.name.startswith(key) for entry in entries):
             raise SettingError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from ..plugin.import_hook import configs_root
 from .options import describe
 
 
@@ -19,8 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Print the folder and its files."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"  # in a checkout it lies beside the package
-    folder = (installed if installed.is_dir() else package.parent / "configs") / "postprocessors"
+    folder = configs_root() / "postprocessors"
     print(folder, *sorted(folder.glob("*.yml")), sep="\n")
     return 0

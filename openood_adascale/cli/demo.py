@@ -27,7 +27,6 @@ def execute(options: argparse.Namespace) -> int:
     """Run the demo."""
     from ..demo.run import run
     from ..plugin.import_hook import keep_memory
-    from ..report import render  # noqa: F401  (raises at once if the extra is missing)
 
     keep_memory()
     run(options.output, options.seed, False if options.quiet else None, bool(options.verbose))

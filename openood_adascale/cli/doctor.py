@@ -144,7 +144,7 @@ def _commit(root: Path) -> str:
 
 
 def _cache() -> str:
-    from ..features.cache import VARIABLE, open_cache, readable
+    from ..features.cache import VARIABLE, FeatureCache, readable
 
     folder = os.environ.get(VARIABLE, "").strip()
     if not folder:
@@ -152,7 +152,7 @@ def _cache() -> str:
     if not Path(folder).exists():
         return f"{folder}: not there yet"
     try:
-        entries = open_cache(folder).entries()
+        entries = FeatureCache(folder, create=False).entries()
     except CacheError as error:
         return f"FAILS: {error}"
     return f"{folder}: {len(entries)} entries, {readable(sum(entry.size for entry in entries))}"

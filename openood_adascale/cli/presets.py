@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..published.presets import presets
+from ..published import presets
 from .options import describe
 
 _COLUMNS = ["name", "variant", "dataset", "network", "percentiles", "k1", "k2", "o", "source"]

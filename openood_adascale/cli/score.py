@@ -50,24 +50,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Score the images; 1 if some could not be read."""
     from ..evaluation.bulk import is_bulk
-    from ..evaluation.scoring import FORMATS, Scorer  # imports torch
+    from ..evaluation.scoring import score_folders  # imports torch
     from ..plugin.import_hook import keep_memory
 
     keep_memory()
     bulk = [is_bulk(path) for path in options.paths]
     if any(bulk):
         return _score_bulk(options, all(bulk))
-    ending = (options.output or "").rpartition(".")[2].lower()
-    form = options.format or (ending if ending in FORMATS else "csv")
     try:
-        scorer = Scorer(options.detector, vars(options), complain)
-        found = scorer.score(options.paths, options.tpr, options.output, form, sys.stdout)
+        found = score_folders(vars(options), complain, sys.stdout)
     except KeyboardInterrupt:
         go_on = f"; the same command goes on from {options.output}.partial" if options.output else ""
         complain(f"openood-adascale score: interrupted{go_on}")
         return 130
     output = f"; {options.output}" if options.output else ""
-    complain(f"{found.ood} of {found.counted} images are OOD{output}")
+    complain(f"{found.ood} of {found.images} images are OOD{output}")
     if found.broken:
         complain(f"{len(found.broken)} images could not be read:")
         for path, why in found.broken:
@@ -80,22 +77,23 @@ def _score_bulk(options: argparse.Namespace, all_bulk: bool) -> int:
     from ..evaluation.bulk import score_dataset
 
     if not all_bulk:
-        raise SettingError(
-            "PATH", options.paths, "only Parquet files, shards and URLs together, or none of them"
-        )
+        allowed = "only Parquet files, shards and URLs together, or none of them"
+        raise SettingError("PATH", options.paths, allowed)
     require(vars(options), "output")
     if options.format not in (None, "parquet"):
         raise SettingError("--format", options.format, "parquet for Parquet files, shards and URLs")
-    given = {name: getattr(options, name) for name in ("network", "weights", "transform", "device")}
     found = score_dataset(
         options.detector,
         options.paths,
         options.output,
+        network=options.network,
+        weights=options.weights,
+        transform=options.transform,
         image_column=options.image_column,
         tpr=options.tpr,
         batch_size=options.batch_size or 64,
+        device=options.device,
         progress=False if options.quiet else None,
-        **given,
     )
     complain(
         f"{found.ood} of {found.images} images are OOD; {found.errors} could not be read; "

@@ -12,17 +12,19 @@ import yaml
 
 from ..detectors.registry import METHODS, Method
 from ..detectors.search import candidates, parse_sweep
-from ..detectors.settings import INFERENCE, Settings, read_yaml, section_of
+from ..detectors.settings import INFERENCE, Settings, read_yaml, section_of, warn_if_doubtful
 from ..errors import SettingError
 from ..features.statistics import FeatureRequest
 from .import_hook import configs_root, packaged_yaml
 
+OPENOODS_OWN = ("msp", "ebo", "scale")
+"""Methods that OpenOOD has under the same names, and keeps."""
 _SECTION = ("name", "APS_mode", "postprocessor_args", "postprocessor_sweep")
 
 
 def postprocessor_methods() -> dict[str, Method]:
     """Return the method of each name in OpenOOD: the registry's, and presets ``<method>_<more>`` (packaged YAML files)."""
-    methods = {name: method for name, method in METHODS.items() if method.in_openood}
+    methods = {name: method for name, method in METHODS.items() if name not in OPENOODS_OWN}
     found = dict(methods)
     for path in sorted((configs_root() / "postprocessors").glob("*.yml")):
         owners = [name for name in methods if path.stem.startswith(f"{name}_")]
@@ -69,8 +71,8 @@ class Configuration:
         )
         swept = parse_sweep(settings_class, sweep) if sweep or aps_mode else {}
         found = cls(settings, {f"{name}_list": values for name, values in swept.items()}, aps_mode)
-        if found.aps_mode:  # only the first warns; without a search the detector warns
-            any(candidate.warn_if_doubtful() for candidate in found.candidates())
+        if found.aps_mode:  # without a search the detector warns
+            warn_if_doubtful(found.candidates())
         return found
 
     def candidates(self) -> list[Settings]:

@@ -27,7 +27,7 @@ from ..errors import SettingError
 from ..evaluation.benchmark import RESERVED
 from ..models.transforms import ALLOWED, Transform, transform_for
 from ..models.transforms import KEYS as TRANSFORM_KEYS
-from .import_hook import DATASETS_VARIABLE, LOCK, Changes, say
+from .import_hook import DATASETS_VARIABLE, Changes, say
 
 _KEYS = ("name", "classes", "preprocessing", "id", "csid", "ood")
 _SET = "a folder, an image list (.txt) or a CSV, or a section with images:"
@@ -46,14 +46,16 @@ class ImageSet(NamedTuple):
 
     place: str
     """File and keys, for errors."""
+    classes: Classes | None
+    """Classes of ID images (None for OOD images)."""
     images: str
     labels: str | None = None
     """``folders`` or a CSV (None for lists, which have labels, and for OOD images)."""
     root: str | None = None
     """Directory that a list's paths begin at."""
 
-    def find(self, classes: Classes | None) -> ImageFiles:
-        """Return the present files; without ``classes`` (OOD images) all labels are −1.
+    def find(self) -> ImageFiles:
+        """Return the present files; all labels of OOD images are −1.
 
         Labels of folders are matched to the classes by name, those of lists are class numbers.
 
@@ -62,9 +64,10 @@ class ImageSet(NamedTuple):
         """
         try:
             files = find_images(self.images, self.labels, self.root)
-            if classes is not None:
-                files = with_classes(files, *classes, "labels", unlabelled=False)
-            files = ImageFiles(files.paths, None if classes is None else files.labels)
+            if self.classes is None:
+                files = ImageFiles(files.paths)
+            else:
+                files = with_classes(files, *self.classes, "labels", unlabelled=False)
             if not os.path.isdir(self.images):  # files found in a folder exist
                 check_listed(files)
             return files
@@ -81,13 +84,8 @@ class CustomDataset:
     name: str
     classes: Classes
     preprocessing: str | Transform
-    id_sets: Mapping[str, ImageSet]
-    """ID images by ``train``, ``val`` and ``test``; the first two are optional."""
-    csid: Mapping[str, ImageSet]
-    """Covariate-shifted ID images."""
-    ood_val: ImageSet | None
-    near: Mapping[str, ImageSet]
-    far: Mapping[str, ImageSet]
+    sets: dict[str, Any]
+    """:class:`ImageSet` by split and name, as the YAML file has them: ``sets["ood"]["near"][NAME]``."""
 
     @property
     def is_preset(self) -> bool:
@@ -117,30 +115,13 @@ class CustomDataset:
         except SettingError as error:
             raise SettingError(place, error.value, error.allowed) from error
 
-    @cached_property
-    def normalization(self) -> list[list[float]] | None:
-        """Mean and standard deviation of the preprocessing, if it shows them."""
-        if self.is_preset:
-            from openood.evaluation_api.preprocessor import default_preprocessing_dict as presets
-
-            _ = self.transform  # raises for an unknown name
-            return presets[self.preprocessing]["normalization"]
-        if (found := normalization_of(self.transform)) is None:
-            say(
-                f"{self.name}: its preprocessing shows no mean and std; OpenOOD's odin and godin take 0.5 for both"
-            )
-        return found
-
     def check_images(self) -> None:
         """Check all images.
 
         Raises:
             SettingError: As :meth:`ImageSet.find`.
         """
-        for images in (*self.id_sets.values(), *self.csid.values()):
-            images.find(self.classes)
-        for images in (*([self.ood_val] if self.ood_val else []), *self.near.values(), *self.far.values()):
-            images.find(None)
+        _each(self.sets, lambda name, images: images.find())
 
     def loaders(self, transform: Transform, standard: Transform, **options: Any) -> dict[str, Any]:
         """Return the loaders that OpenOOD's ``get_id_ood_dataloader`` returns.
@@ -154,32 +135,24 @@ class CustomDataset:
             SettingError: As :meth:`ImageSet.find`.
         """
 
-        def loaders(
-            sets: Mapping[str, ImageSet], classes: Classes | None = None, prefix: str = ""
-        ) -> dict[str, Any]:
-            found = {}
-            for name, one in sets.items():
-                files = one.find(classes).with_transform(transform)
-                images = CustomImages(f"{self.name}_{prefix}{name}", files, standard)
-                found[name] = data.DataLoader(images, **options)
-            return found
+        def loader(name: str, images: ImageSet) -> Any:
+            files = images.find().with_transform(transform)
+            return data.DataLoader(CustomImages(f"{self.name}_{name}", files, standard), **options)
 
-        near, far = (loaders(sets, prefix="ood_") for sets in (self.near, self.far))
-        ood = {"near": near, "far": far}
-        if self.ood_val is not None:
-            ood.update(loaders({"val": self.ood_val}, prefix="ood_"))
-
-        def required(section: str, found: dict[str, Any]) -> RequiredLoaders:
+        def missing(split: str) -> Callable[[str], Exception]:
             expected = "images, which this postprocessor needs"
-            return RequiredLoaders(
-                found, lambda key: SettingError(f"{self.place}: {section}: {key}", None, expected)
-            )
+            return lambda key: SettingError(f"{self.place}: {split}: {key}", None, expected)
 
-        return {
-            "id": required("id", loaders(self.id_sets, self.classes)),
-            "csid": loaders(self.csid, self.classes, "csid_"),
-            "ood": required("ood", ood),
-        }
+        found = _each(self.sets, loader)
+        return {**found, **{split: RequiredLoaders(found[split], missing(split)) for split in ("id", "ood")}}
+
+
+def _each(sets: Mapping[str, Any], function: Callable[[str, ImageSet], Any]) -> dict[str, Any]:
+    """Return the same nested dicts with ``function(name, images)`` in place of each image set."""
+    return {
+        name: _each(inner, function) if isinstance(inner, Mapping) else function(name, inner)
+        for name, inner in sets.items()
+    }
 
 
 class RequiredLoaders(dict[str, Any]):
@@ -289,28 +262,26 @@ def parse_description(content: Any, place: str, folder: str) -> CustomDataset:
         SettingError: As :func:`read_description`.
     """
     found = _section(content, place, _KEYS, ("name", "classes", "preprocessing", "id", "ood"))
-    id_sets = _section(found["id"], f"{place}: id", ("train", "val", "test"), ("test",))
-    ood = _section(found["ood"], f"{place}: ood", ("val", "near", "far"), ("near", "far"))
-    near, far = (_named_sets(ood[split], f"{place}: ood: {split}", folder) for split in ("near", "far"))
-    for name in near.keys() & far.keys():
-        raise SettingError(f"{place}: ood: far: a set's name", name, "a name that no near set has")
     name = found["name"]
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
         expected = (
             "a text of letters, digits and . _ + -, the first a letter or digit (in quotes, if a number)"
         )
         raise SettingError(f"{place}: name", name, expected)
-    return CustomDataset(
-        place,
-        name,
-        _classes(found["classes"], f"{place}: classes"),
-        _preprocessing(found["preprocessing"], f"{place}: preprocessing", folder),
-        {key: _one_set(value, f"{place}: id: {key}", folder, True) for key, value in id_sets.items()},
-        _named_sets(found["csid"], f"{place}: csid", folder, True) if "csid" in found else {},
-        _one_set(ood["val"], f"{place}: ood: val", folder) if "val" in ood else None,
-        near,
-        far,
-    )
+    classes = _classes(found["classes"], f"{place}: classes")
+    known = _section(found["id"], f"{place}: id", ("train", "val", "test"), ("test",))
+    ood = _section(found["ood"], f"{place}: ood", ("val", "near", "far"), ("near", "far"))
+    sets: dict[str, Any] = {
+        "id": {key: _one_set(value, f"{place}: id: {key}", folder, classes) for key, value in known.items()},
+        "csid": _named_sets(found["csid"], f"{place}: csid", folder, classes) if "csid" in found else {},
+        "ood": {side: _named_sets(ood[side], f"{place}: ood: {side}", folder) for side in ("near", "far")},
+    }
+    for both in sets["ood"]["near"].keys() & sets["ood"]["far"].keys():
+        raise SettingError(f"{place}: ood: far: a set's name", both, "a name that no near set has")
+    if "val" in ood:
+        sets["ood"]["val"] = _one_set(ood["val"], f"{place}: ood: val", folder)
+    preprocessing = _preprocessing(found["preprocessing"], f"{place}: preprocessing", folder)
+    return CustomDataset(place, name, classes, preprocessing, sets)
 
 
 def _section(content: Any, place: str, keys: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Any]:
@@ -354,34 +325,33 @@ def _preprocessing(value: Any, place: str, folder: str) -> str | Transform:
     raise SettingError(place, value, "a text, or a section with " + ", ".join(TRANSFORM_KEYS))
 
 
-def _named_sets(content: Any, place: str, folder: str, labelled: bool = False) -> dict[str, ImageSet]:
+def _named_sets(content: Any, place: str, folder: str, classes: Classes | None = None) -> dict[str, ImageSet]:
     if not isinstance(content, Mapping) or not content:
         raise SettingError(place, content, f"at least one set by its name, name: {_SET}")
     for name in content:
         if not isinstance(name, str) or not name or name in RESERVED:
             expected = f"a text (in quotes, if a number) other than {', '.join(RESERVED)}"
             raise SettingError(f"{place}: a set's name", name, expected)
-    return {name: _one_set(value, f"{place}: {name}", folder, labelled) for name, value in content.items()}
+    return {name: _one_set(value, f"{place}: {name}", folder, classes) for name, value in content.items()}
 
 
-def _one_set(content: Any, place: str, folder: str, labelled: bool = False) -> ImageSet:
+def _one_set(content: Any, place: str, folder: str, classes: Classes | None = None) -> ImageSet:
     if isinstance(content, str | os.PathLike) and os.fspath(content):
         content = {"images": os.fspath(content)}
     if not isinstance(content, Mapping):
         raise SettingError(place, content, _SET)
-    keys = ("images", "labels", "root") if labelled else ("images", "root")
+    keys = ("images", "labels", "root") if classes else ("images", "root")
     paths: dict[str, str] = {}
     for key, value in _section(content, place, keys, ("images",)).items():
         if not isinstance(value, str | os.PathLike) or not os.fspath(value):
             raise SettingError(f"{place}: {key}", value, "a path")
-        path = paths[key] = _absolute(os.fspath(value), folder)
-        if key == "labels" and value == FOLDERS:
-            paths[key] = FOLDERS
-        elif not os.path.exists(path):
-            raise SettingError(f"{place}: {key}", value, f"an existing path; there is no {path!r}")
-    if labelled and os.path.isdir(paths["images"]):
+        folders = key == "labels" and value == FOLDERS
+        paths[key] = FOLDERS if folders else _absolute(os.fspath(value), folder)
+        if not folders and not os.path.exists(paths[key]):
+            raise SettingError(f"{place}: {key}", value, f"an existing path; there is no {paths[key]!r}")
+    if classes and os.path.isdir(paths["images"]):
         paths.setdefault("labels", FOLDERS)
-    return ImageSet(place, **paths)
+    return ImageSet(place, classes, **paths)
 
 
 def _absolute(path: str, folder: str) -> str:
@@ -391,14 +361,25 @@ def _absolute(path: str, folder: str) -> str:
 # Names in OpenOOD.
 
 
-def normalization_of(transform: Any) -> list[list[float]] | None:
-    """Return mean and standard deviation of torchvision's presets and of transforms ending in ``Normalize`` (else None)."""
+def normalization_of(transform: Any, name: str) -> list[list[float]]:
+    """Return mean and standard deviation of a transform that shows them, else 0.5 for both, which is said once.
+
+    torchvision's presets and transforms that end in ``Normalize`` show them.
+
+    Args:
+        transform: The transform.
+        name: Name of the dataset, for the line.
+    """
+    transform = getattr(transform, "transform", transform)  # of OpenOOD's presets
     steps = getattr(transform, "transforms", None)
     last = steps[-1] if isinstance(steps, list) and steps else transform
     try:
         return [[float(number) for number in numbers] for numbers in (last.mean, last.std)]
     except (AttributeError, TypeError, ValueError):
-        return None
+        say(
+            f"{name}: its preprocessing shows no mean and std; OpenOOD's odin, iodin and godin take 0.5 for both"
+        )
+        return [[0.5] * 3, [0.5] * 3]
 
 
 class Datasets:
@@ -406,9 +387,10 @@ class Datasets:
 
     def __init__(self) -> None:
         self._sets: dict[str, CustomDataset] = {}
-        self._entries: dict[str, Changes] = {}
-        self._errors: list[SettingError] = []  # of files that the variable names
-        self._read: str | None = None
+        self._changes = Changes()
+        self._entered: set[str] = set()
+        """Names that are in OpenOOD's tables because of this class."""
+        self._read = ""
 
     def __contains__(self, name: object) -> bool:
         return name in self._sets
@@ -426,20 +408,20 @@ class Datasets:
         dataset.check_images()
         evaluator = sys.modules.get("openood.evaluation_api.evaluator")
         if evaluator is not None and "DATA_INFO" in vars(evaluator):
-            self._tables(dataset, evaluator)  # raises if the name is OpenOOD's
+            self._tables(
+                dataset, evaluator
+            )  # raises if the name is OpenOOD's, or the preprocessing cannot be used
         elif not dataset.is_preset:
             _ = dataset.transform  # raises if it cannot be used
-        with LOCK:
-            self._forget(dataset.name)
-            self._sets[dataset.name] = dataset
+        self._sets[dataset.name] = dataset
         return dataset
 
     def clear(self) -> None:
-        """Forget all datasets. The caller holds the plugin's lock."""
-        for name in [*self._sets]:
-            self._forget(name)
-        self._errors.clear()
-        self._read = None
+        """Forget all datasets."""
+        self._sets.clear()
+        self._entered.clear()
+        self._changes.undo()
+        self._read = ""
 
     def prepare(self, name: Any, evaluator: ModuleType) -> None:
         """Make OpenOOD's tables know a custom dataset; other names pass.
@@ -449,22 +431,15 @@ class Datasets:
             evaluator: Its module.
 
         Raises:
-            SettingError: The dataset cannot be used; or there is none of this name, and a file in
-                ``OPENOOD_ADASCALE_DATASETS`` cannot be read.
+            SettingError: The dataset, or a file in ``OPENOOD_ADASCALE_DATASETS``, cannot be used.
         """
         self._read_variable()
-        dataset = self._sets.get(name)
-        if dataset is None:
-            if self._errors and name not in vars(evaluator)["DATA_INFO"]:
-                raise next((error for error in self._errors if error.value == name), self._errors[0])
-            return
-        entries = self._tables(dataset, evaluator)
-        with LOCK:
-            if name not in self._entries:
-                changes = self._entries[name] = Changes()
-                for table, value in entries:
-                    if value is not None:
-                        changes.set(table, name, value)
+        if name in self._sets:
+            entries = self._tables(self._sets[name], evaluator)
+            self._entered.add(name)
+            for table, value in entries:
+                if value is not None and table.get(name) != value:
+                    self._changes.set(table, name, value)
 
     def require_csid(self, name: Any) -> None:
         """Check that a custom dataset has covariate-shifted images.
@@ -473,7 +448,7 @@ class Datasets:
             SettingError: It has none.
         """
         dataset = self._sets.get(name)
-        if dataset is not None and not dataset.csid:
+        if dataset is not None and not dataset.sets["csid"]:
             expected = "at least one set, which fsood=True (--fsood) and eval_acc('csid') need"
             raise SettingError(f"{dataset.place}: csid", None, expected)
 
@@ -495,32 +470,22 @@ class Datasets:
         dataset = self._sets[id_name]
         return dataset.loaders(preprocessor, dataset.transform, **loader_kwargs)
 
-    def _forget(self, name: str) -> None:
-        self._sets.pop(name, None)
-        if name in self._entries:
-            self._entries.pop(name).undo()
-
     def _read_variable(self) -> None:
         value = os.environ.get(DATASETS_VARIABLE, "")
-        with LOCK:
-            if self._read == value:
-                return
-            self._read = value
+        if value == self._read:
+            return
         found: dict[str, CustomDataset] = {}
-        for path in filter(str.strip, value.split(os.pathsep)):
-            try:
+        try:
+            for path in filter(str.strip, value.split(os.pathsep)):
                 dataset = read_description(path.strip())
-                first = found.setdefault(dataset.name, dataset)
-                if first is not dataset:
-                    expected = f"another name; {first.place} has it"
+                if dataset.name in found:
+                    expected = f"another name; {found[dataset.name].place} has it"
                     raise SettingError(f"{dataset.place}: name", dataset.name, expected)
-            except SettingError as error:
-                self._errors.append(error.within(DATASETS_VARIABLE))
-                say(str(self._errors[-1]))
-        with LOCK:
-            for name, dataset in found.items():
-                if not any(error.value == name for error in self._errors):
-                    self._sets.setdefault(name, dataset)  # those registered in Python were chosen later
+                found[dataset.name] = dataset
+        except SettingError as error:
+            raise error.within(DATASETS_VARIABLE) from error
+        self._sets = {**found, **self._sets}  # those registered in Python were chosen later
+        self._read = value
 
     def _tables(self, dataset: CustomDataset, evaluator: ModuleType) -> list[tuple[dict[str, Any], Any]]:
         """Return OpenOOD's tables by ID dataset, with the dataset's entries (None: no entry).
@@ -528,18 +493,18 @@ class Datasets:
         Raises:
             SettingError: OpenOOD uses the name.
         """
-        classes = dataset.classes.total
+        classes, normalization = dataset.classes.total, normalization_of(dataset.transform, dataset.name)
         found = [
             (vars(sys.modules[module])[table], value)
             for module, table, value in (
                 (evaluator.__name__, "DATA_INFO", {"num_classes": classes}),
                 ("openood.postprocessors.info", "num_classes_dict", classes),
-                ("openood.preprocessors.transform", "normalization_dict", dataset.normalization),
+                ("openood.preprocessors.transform", "normalization_dict", normalization),
                 ("openood.evaluation_api.preprocessor", "default_preprocessing_dict", None),
             )
         ]
         for table, _ in found:
-            if dataset.name in table and dataset.name not in self._entries:
+            if dataset.name in table and dataset.name not in self._entered:
                 expected = f"a name that OpenOOD does not use; it has {', '.join(table)}"
                 raise SettingError(f"{dataset.place}: name", dataset.name, expected)
         return found

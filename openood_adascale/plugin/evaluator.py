@@ -7,17 +7,26 @@ import inspect
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-from .import_hook import DATASETS_VARIABLE, REPLACED_LOADERS, Changes, say
+from .import_hook import DATASETS_VARIABLE, Changes, say
+
+FROM_FEATURES = (
+    "msp", "mls", "ebo", "gen", "klm", "temp_scaling", "gradnorm", "react", "ash", "scale", "vra", "dice", "she", "knn",
+    "nnguide", "fdbd", "nci", "relation", "residual", "vim", "mds", "rmds", "cfood",
+)  # fmt: skip
+"""OpenOOD's postprocessors that need features only; a test compares each with its run on the images."""
 
 WORKERS_VARIABLE = "OPENOOD_ADASCALE_WORKERS"
 POOL_VARIABLE = "OPENOOD_ADASCALE_RAY"
+CACHE_VARIABLE = "OPENOOD_ADASCALE_CACHE_DIR"
 MARK = "__openood_adascale__"
 """Attribute of this package's wrappers."""
+_SERVED = f"{MARK}features"
 _METHODS = ("eval_ood", "eval_acc", "hyperparam_search", "_classifier_inference")
 _FUNCTIONS = {
     "get_default_preprocessor": "data_name",
@@ -27,9 +36,11 @@ _FUNCTIONS = {
 """Functions that the ``Evaluator`` calls for a dataset, and their parameter with its name."""
 _OWN_ADASCALE = {"adascale_a": "adascale", "adascale_l": "adascale_logit"}
 
-_sessions: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_caches: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""Feature cache of each ``Evaluator``, which keeps the fingerprints that it has computed."""
 _names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _listeners: list[list[Any]] = []
+_SERVING: ContextVar[bool] = ContextVar("serving", default=False)
 
 
 @contextmanager
@@ -103,13 +114,10 @@ def _constructor(module: ModuleType, original: Callable[..., None]) -> Callable[
             from ..features.indexed import chosen_workers
 
             call["num_workers"] = chosen_workers()
-        if (cache := _cache_for(call.get("net"))) is None:
+        with _cache_in_use(evaluator):
+            if evaluator in _caches:
+                _say_images(call)
             original(evaluator, **call)
-            return
-        from .feature_net import Session
-
-        _sessions[evaluator] = session = Session(call["net"], cache)
-        session.construct(original, evaluator, call)
 
     return constructor
 
@@ -119,18 +127,17 @@ def _method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def method(evaluator: Any, *args: Any, **kwargs: Any) -> Any:
-        datasets, session = _datasets(), _sessions.get(evaluator)
+        datasets = _datasets()
         full_spectrum = _wants_csid(name, args, kwargs)
         if datasets is not None and full_spectrum:
             datasets.require_csid(getattr(evaluator, "id_name", None))
-        if name == "_classifier_inference" and (found := _known_predictions(evaluator, session, *args)):
-            return found
-        call = functools.partial(original, evaluator, *args, **kwargs)
         if name == "eval_ood" and _listeners:
             from .results import evaluated, record_orders
 
             record_orders(evaluator, full_spectrum)
-        found = call() if session is None else session.call(call, evaluator)
+        with _cache_in_use(evaluator):
+            found = _known_predictions(evaluator, *args) if name == "_classifier_inference" else None
+            found = original(evaluator, *args, **kwargs) if found is None else found
         if name == "eval_ood" and _listeners:
             postprocessor = _names.get(evaluator) or type(evaluator.postprocessor).__name__
             _listeners[-1].append(evaluated(evaluator, postprocessor, found, full_spectrum))
@@ -150,29 +157,77 @@ def _function(original: Callable[..., Any], parameter: str) -> Callable[..., Any
         datasets = _datasets()
         call = signature.bind(*args, **kwargs).arguments
         custom = datasets is not None and call[parameter] in datasets
-        found = getattr(datasets, original.__name__)(**call) if custom else original(*args, **kwargs)
-        replace = REPLACED_LOADERS.get() if original.__name__ == "get_id_ood_dataloader" else None
-        return found if replace is None else replace(found)
+        return getattr(datasets, original.__name__)(**call) if custom else original(*args, **kwargs)
 
     return function
 
 
-def _cache_for(net: Any) -> Any:
-    """Return the feature cache in use, for a real network."""
-    torch: Any = sys.modules.get("torch")
-    if torch is None or not isinstance(net, torch.nn.Module):
-        return None
-    from ..features.cache import current_cache
+def patch_postprocessors(table: Mapping[str, type], changes: Changes) -> None:
+    """Wrap OpenOOD's postprocessors that need features only, so that they run on cached features if there is a cache."""
+    for name in FROM_FEATURES:
+        cls: Any = table.get(name)
+        for method in ("setup", "inference"):
+            if cls is not None and not hasattr(vars(cls).get(method), _SERVED):
+                changes.set(cls, method, _on_features(cls, name, getattr(cls, method)))
 
-    return current_cache()
+
+def _on_features(cls: type, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def method(postprocessor: Any, net: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(postprocessor) is not cls or not _SERVING.get():
+            return original(postprocessor, net, *args, **kwargs)
+        from .feature_net import on_features
+
+        return on_features(original, name, postprocessor, net, *args, **kwargs)
+
+    setattr(method, _SERVED, True)
+    return method
 
 
-def _known_predictions(evaluator: Any, session: Any, loader: Any = None, *rest: Any) -> Any:
+@contextmanager
+def serving(cache: Any) -> Iterator[None]:
+    """Use a feature cache, and run OpenOOD's feature-based postprocessors on it, inside the ``with`` block."""
+    from ..features.cache import feature_cache
+
+    token = _SERVING.set(True)
+    try:
+        with feature_cache(cache):
+            yield
+    finally:
+        _SERVING.reset(token)
+
+
+def _cache_in_use(evaluator: Any) -> AbstractContextManager[None]:
+    """Serve all calls of an ``Evaluator`` from the feature cache that was in use at the first of them."""
+    module = sys.modules.get("openood_adascale.features.cache")
+    if evaluator not in _caches and (module or os.environ.get(CACHE_VARIABLE, "").strip()):
+        from ..features.cache import current_cache
+
+        if (cache := current_cache()) is not None:
+            _caches[evaluator] = cache
+    return serving(_caches[evaluator]) if evaluator in _caches else nullcontext()
+
+
+def _say_images(call: Mapping[str, Any]) -> None:
+    """Print a line if the postprocessor of an ``Evaluator`` cannot run on cached features."""
+    table = sys.modules["openood.evaluation_api.postprocessor"].postprocessors
+    given, name = call.get("postprocessor"), call.get("postprocessor_name")
+    kind = table.get(name) if given is None else type(given)
+    served = any(table.get(one) is kind for one in FROM_FEATURES)
+    if kind is not None and not served and not kind.__module__.startswith("openood_adascale."):
+        reason = "it is not in the list of postprocessors that need features only"
+        say(f"{name or kind.__name__}: runs on the images: {reason}", once=False)
+
+
+def _known_predictions(evaluator: Any, loader: Any = None, *rest: Any) -> Any:
     """Return predictions and labels that a pass over ``loader`` has found already (None if there was none)."""
-    plain_predictions = getattr(getattr(evaluator, "postprocessor", None), "plain_predictions", None)
-    if plain_predictions and (found := plain_predictions(evaluator.net, loader)) is not None:
-        return found
-    return None if session is None else session.plain_predictions(evaluator, loader)
+    known = getattr(getattr(evaluator, "postprocessor", None), "plain_predictions", None)
+    found = known(evaluator.net, loader) if known else None
+    if found is None and evaluator in _caches:
+        from .feature_net import plain_predictions
+
+        found = plain_predictions(evaluator.net, loader)
+    return found
 
 
 def _datasets() -> Any:

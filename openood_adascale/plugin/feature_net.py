@@ -1,34 +1,33 @@
 """OpenOOD's feature-based postprocessors on cached features, unmodified.
 
-:class:`FeatureNet` is a network whose input is the feature: it holds the linear head alone. With loaders of cached
-features it serves the postprocessors in :data:`FROM_FEATURES`; everything else runs on the images.
+:class:`FeatureNet` is a network whose input is the feature: it holds the linear head alone. If a feature cache is in use,
+:func:`on_features` gives it, and loaders of cached features, to the postprocessors in ``FROM_FEATURES``.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..features.cache import CacheEntry, FeatureCache, feature_cache
+from ..features.cache import CacheEntry, FeatureCache, current_cache, feature_cache
 from ..features.collect import iterate_statistics
 from ..features.extractor import FLOAT32, FeatureExtractor, prepare_images
 from ..features.head import LinearHead
 from ..features.indexed import IndexedLoader, loader_batches
 from ..features.network import evaluating, restored_random_state, unwrap
 from ..features.statistics import FeatureRequest
-from .import_hook import REPLACED_LOADERS, say
+from .import_hook import say
 
-FROM_FEATURES = (
-    "msp", "mls", "ebo", "gen", "klm", "temp_scaling", "gradnorm", "react", "ash", "scale", "vra", "dice", "she", "knn",
-    "nnguide", "fdbd", "nci", "relation", "residual", "vim", "mds", "rmds", "cfood",
-)  # fmt: skip
-"""OpenOOD's postprocessors that need features only; a test compares each with its run on the images."""
+WRAPPERS = {
+    "react": "ReactNet", "ash": "ASHNet", "scale": "ScaleNet", "adascale_a": "AdaScaleANet", "adascale_l": "AdaScaleLNet",
+}  # fmt: skip
+"""Networks that OpenOOD's ``Evaluator`` puts around the network."""
 
 
 class NotServedError(Exception):
@@ -39,18 +38,11 @@ class FeatureNet(nn.Module):
     """A network whose input is the feature, with the methods that OpenOOD's postprocessors call.
 
     Args:
-        head: The linear head (default: set later by :meth:`set_head`).
+        head: The linear head, which is copied.
     """
 
-    fc: nn.Linear
-
-    def __init__(self, head: LinearHead | None = None) -> None:
+    def __init__(self, head: LinearHead) -> None:
         super().__init__()
-        if head is not None:
-            self.set_head(head)
-
-    def set_head(self, head: LinearHead) -> None:
-        """Use a copy of ``head``."""
         classes, size = head.weight.shape
         self.fc = nn.Linear(size, classes, device="meta")
         self.fc.weight, self.fc.bias = (nn.Parameter(tensor.clone()) for tensor in head)
@@ -81,6 +73,11 @@ class WrappedLoader:
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
+    @staticmethod
+    def unwrap(loader: Any) -> Any:
+        """Return the original loader."""
+        return loader._loader if isinstance(loader, WrappedLoader) else loader
+
     def __len__(self) -> int:
         return len(self._loader)
 
@@ -101,12 +98,10 @@ class FeatureLoader(WrappedLoader):
         description: Text of the progress bar.
 
     Raises:
-        NotServedError: Another loader; or, at the first iteration, images that are not cached.
+        NotServedError: At the first iteration, if the images are not cached.
     """
 
-    def __init__(self, loader: Any, entry: Callable[[], CacheEntry | None], description: str = "") -> None:
-        if IndexedLoader.of(loader) is None:
-            raise NotServedError(f"a {type(loader).__name__} does not index a dataset")
+    def __init__(self, loader: Any, entry: Callable[[], CacheEntry | None], description: str) -> None:
         super().__init__(loader)
         self._find, self._description = entry, description
         self._entry: CacheEntry | None = None
@@ -115,7 +110,7 @@ class FeatureLoader(WrappedLoader):
         if self._entry is None:
             entry = self._find()
             if entry is None or not entry.fill((), None, self._description):
-                raise NotServedError(f"the images of {self._description or 'a loader'} are not cached")
+                raise NotServedError("its images are not cached")
             self._entry = entry
         for indices in loader_batches(self._loader):
             features, labels = self._entry.features(indices)
@@ -162,133 +157,116 @@ def first_images(loader: Any) -> Tensor:
         return source.read(range(min(2, len(source.dataset))))
 
 
-class Session:
-    """Network, feature cache and, if they serve its postprocessor, cached features of an OpenOOD ``Evaluator``.
-
-    The attributes that a user sees are the real network and loaders; they are exchanged for those of features while one
-    of the ``Evaluator``'s methods runs.
+class Features:
+    """Cached features of the images that a postprocessor is called with.
 
     Args:
-        network: Network that the ``Evaluator`` was given.
+        network: Network that the postprocessor is called with.
         cache: Feature cache in use.
     """
 
     def __init__(self, network: nn.Module, cache: FeatureCache) -> None:
-        self._network, self._cache = network, cache
+        self.cache = cache
+        self.refused = False
+        """True if the postprocessor runs on the images."""
+        self._network = network
         self._extractor = FeatureExtractor(network)
-        self._name = ""
-        self._feature_net: nn.Module | None = None  # in the wrapper that the Evaluator puts around a network
-        self._net: Any = None  # the Evaluator's attribute
+        self._weights = self._extractor.weights_version()
+        self._head: LinearHead | None = None
+        self._loaders: dict[Any, FeatureLoader] = {}
 
-    def construct(self, original: Callable[..., None], evaluator: Any, call: dict[str, Any]) -> None:
-        """Call ``original``, which is ``Evaluator.__init__``, on cached features if they serve its postprocessor.
+    def are_of(self, network: nn.Module, cache: FeatureCache) -> bool:
+        """Return True if these are a network's features, with its present weights, in the same cache."""
+        same = (cache.directory, cache.tag) == (self.cache.directory, self.cache.tag)
+        return same and network is self._network and self._weights.holds(unwrap(network))
 
-        Args:
-            original: The method.
-            evaluator: The ``Evaluator``.
-            call: Its arguments.
+    def network(self) -> FeatureNet:
+        """Return the network for the features of the :meth:`loaders`."""
+        if self._head is None:
+            raise NotServedError("it was given no images")
+        return FeatureNet(self._head)
+
+    def loaders(self, value: Any, name: str = "Images") -> Any:
+        """Return an argument of a postprocessor's method with loaders of features in place of loaders.
+
+        Raises:
+            NotServedError: Another loader than PyTorch's over an indexed dataset, or a network that gives other features.
         """
-        table: Mapping[str, type] = sys.modules["openood.evaluation_api.postprocessor"].postprocessors
-        given, self._name = call.get("postprocessor"), str(call.get("postprocessor_name") or "")
-        kind: Any = table.get(self._name) if given is None else type(given)
-        self._name = self._name or next(
-            (one for one in FROM_FEATURES if table.get(one) is kind), kind.__name__
-        )
-        with feature_cache(self._cache):
-            try:
-                if not self._is_ours(kind):
-                    self._require_listed(kind, table)
-                    self._construct_from_features(original, evaluator, call)
-            except NotServedError as error:
-                self._use_images(error)
-            if self._feature_net is None:
-                original(evaluator, **call)
-        self._net, self._weights = evaluator.net, self._extractor.weights_version()
-
-    @staticmethod
-    def _is_ours(kind: Any) -> bool:
-        return str(getattr(kind, "__module__", "")).startswith("openood_adascale.")
-
-    def _require_listed(self, kind: Any, table: Mapping[str, type]) -> None:
-        if self._name not in FROM_FEATURES:
-            raise NotServedError("it is not in the list of postprocessors that need features only")
-        if kind is not table.get(self._name) or not kind.__module__.startswith("openood."):
-            raise NotServedError("it is not OpenOOD's own class")
-
-    def _construct_from_features(
-        self, original: Callable[..., None], evaluator: Any, call: dict[str, Any]
-    ) -> None:
-        net = FeatureNet()
-        real: list[Any] = []
-
-        def replace(loaders: Any) -> Any:
-            real.append(loaders)
-            test = loaders["id"]["test"]
-            net.set_head(exact_head(self._network, self._extractor, first_images(test)))
-            if self._entry(test) is None:
-                raise NotServedError("the images are not cached")
-            return self._of_features(loaders)
-
-        token = REPLACED_LOADERS.set(replace)
-        try:
-            original(evaluator, **{**call, "net": net})
-        finally:
-            REPLACED_LOADERS.reset(token)
-        self._feature_net = evaluator.net
-        evaluator.net = self._network if evaluator.net is net else type(evaluator.net)(self._network)
-        evaluator.net.eval()
-        evaluator.dataloader_dict = real[0]
-
-    def _use_images(self, error: NotServedError) -> None:
-        self._feature_net = None
-        say(f"{self._name}: runs on the images: {error}", once=False)
-
-    def call(self, method: Callable[[], Any], evaluator: Any) -> Any:
-        """Call a method of the ``Evaluator``, on cached features if they serve its postprocessor."""
-        with feature_cache(self._cache):
-            if self._feature_net is not None and self._is_unchanged(evaluator):
-                net, loaders = evaluator.net, evaluator.dataloader_dict
-                try:
-                    evaluator.net, evaluator.dataloader_dict = self._feature_net, self._of_features(loaders)
-                    return method()
-                except NotServedError as error:
-                    self._use_images(error)
-                finally:
-                    evaluator.net, evaluator.dataloader_dict = net, loaders
-            return method()
-
-    def plain_predictions(self, evaluator: Any, loader: Any) -> tuple[Tensor, Tensor] | None:
-        """Return the network's predictions and the labels of a loader's images from a float32 pass that is cached."""
-        if not self._is_unchanged(evaluator) or self._entry(loader) is None:
-            return None
-        with feature_cache(self._cache):
-            try:
-                batches = [
-                    (statistics.prediction.cpu(), torch.from_numpy(labels))
-                    for statistics, labels in iterate_statistics(
-                        self._extractor, loader, FeatureRequest(), FLOAT32, description="Accuracy"
-                    )
-                ]
-            except (ValueError, TypeError, RuntimeError):  # a network without a linear head, say
-                return None
-        predictions, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-        return predictions, labels
-
-    def _is_unchanged(self, evaluator: Any) -> bool:
-        """Return True if the ``Evaluator`` still has its network, with the same weights."""
-        return evaluator.net is self._net and self._weights.holds(unwrap(self._network))
+        if isinstance(value, Mapping):
+            found: Any = copy.copy(value)
+            found.update({key: self.loaders(inner, str(key)) for key, inner in value.items()})
+            return found
+        if value is None or isinstance(value, bool | Exception):
+            return value
+        loader = WrappedLoader.unwrap(value)
+        if IndexedLoader.of(loader) is None:
+            raise NotServedError(f"a {type(loader).__name__} does not index a dataset")
+        if self._head is None:
+            self._head = exact_head(self._network, self._extractor, first_images(loader))
+        if loader not in self._loaders:
+            self._loaders[loader] = FeatureLoader(loader, lambda: self._entry(loader), name)
+        return self._loaders[loader]
 
     def _entry(self, loader: Any) -> CacheEntry | None:
-        return self._cache.entry(self._extractor, loader, FLOAT32)
+        return self.cache.entry(self._extractor, loader, FLOAT32)
 
-    def _of_features(self, loaders: Mapping[str, Any], path: str = "") -> Any:
-        """Return the same nested dicts with loaders of features."""
-        found: Any = copy.copy(loaders)
-        for name, loader in loaders.items():
-            inner = f"{path} {name}".strip()
-            nested = isinstance(loader, Mapping)
-            found[name] = self._of_features(loader, inner) if nested else self._loader(loader, inner)
-        return found
 
-    def _loader(self, loader: Any, path: str) -> FeatureLoader:
-        return FeatureLoader(loader, lambda: self._entry(loader), path)
+_FEATURES: WeakKeyDictionary[Any, Features] = WeakKeyDictionary()
+"""Features by postprocessor."""
+
+
+def on_features(
+    original: Callable[..., Any], name: str, postprocessor: Any, net: nn.Module, *args: Any, **kwargs: Any
+) -> Any:
+    """Call a method of a postprocessor of OpenOOD on cached features, or on the images if these do not serve.
+
+    Args:
+        original: ``setup`` or ``inference``.
+        name: OpenOOD's name of the postprocessor.
+        postprocessor: The postprocessor.
+        net: Its network, perhaps in the wrapper that OpenOOD's ``Evaluator`` puts around it.
+        args: The other arguments.
+        kwargs: The other arguments by name.
+    """
+    network, cache = without_wrapper(net), current_cache()
+    if cache is None or isinstance(network, FeatureNet):  # called by a method that is served
+        return original(postprocessor, net, *args, **kwargs)
+    features = _FEATURES.get(postprocessor)
+    if features is None or not features.are_of(network, cache):
+        features = _FEATURES[postprocessor] = Features(network, cache)
+    if not features.refused:
+        with feature_cache(features.cache):
+            try:
+                loaders = [features.loaders(value) for value in args]
+                named = {key: features.loaders(value) for key, value in kwargs.items()}
+                feature_net = features.network()
+                wrapped = feature_net if net is network else type(net)(feature_net).eval()
+                return original(postprocessor, wrapped, *loaders, **named)
+            except NotServedError as error:
+                say(f"{name}: runs on the images: {error}")
+                features.refused = True
+    return original(postprocessor, net, *args, **kwargs)
+
+
+def without_wrapper(net: nn.Module) -> nn.Module:
+    """Return the network inside the wrapper that OpenOOD's ``Evaluator`` puts around it."""
+    is_wrapper = type(net).__name__ in WRAPPERS.values() and type(net).__module__.startswith("openood.")
+    return net.get_submodule("backbone") if is_wrapper else net
+
+
+def plain_predictions(net: nn.Module, loader: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the network's predictions and the labels of a loader's images from a float32 pass that is cached."""
+    extractor, cache = FeatureExtractor(without_wrapper(net)), current_cache()
+    if cache is None or cache.entry(extractor, loader, FLOAT32) is None:
+        return None
+    try:
+        batches = [
+            (statistics.prediction.cpu(), torch.from_numpy(labels))
+            for statistics, labels in iterate_statistics(
+                extractor, loader, FeatureRequest(), FLOAT32, description="Accuracy"
+            )
+        ]
+    except (ValueError, TypeError, RuntimeError):  # a network without a linear head, say
+        return None
+    predictions, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    return predictions, labels

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import ContextVar
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +18,6 @@ DATASETS_VARIABLE = "OPENOOD_ADASCALE_DATASETS"
 PARTS = ("register", "device", "stubs", "memory")
 _ALL = {"1", "all", "true"}
 LOCK = threading.RLock()  # guards the plugin's state; never held while a module of OpenOOD is imported
-
-REPLACED_LOADERS: ContextVar[Callable[[Any], Any] | None] = ContextVar("replaced_loaders", default=None)
-"""Replacement of the loaders of the ``Evaluator`` that is being made."""
 
 _said: set[str] = set()
 

@@ -1,6 +1,6 @@
 """OpenOOD's own postprocessors in ``evaluate``, next to this package's methods: ``openood:NAME``.
 
-Those in :data:`~.feature_net.FROM_FEATURES` run on cached features, the others on the images.
+Those in :data:`~.evaluator.FROM_FEATURES` run on cached features, the others on the images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import inspect
 import io
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,20 +24,13 @@ from ..data.files import ImageFiles
 from ..errors import SettingError
 from ..evaluation.benchmark import Benchmark
 from ..features.cache import FeatureCache, current_cache
-from ..features.extractor import FLOAT32, FeatureExtractor, prepare_images
-from ..features.head import LinearHead, SplitNetwork, logits_of
+from ..features.extractor import FeatureExtractor, prepare_images
+from ..features.head import SplitNetwork, logits_of
 from ..features.loading import is_hidden, unpack
 from ..features.network import NetworkWrapper, device_of, original, unwrap
 from .custom_dataset import RequiredLoaders, normalization_of
-from .feature_net import (
-    FROM_FEATURES,
-    FeatureLoader,
-    FeatureNet,
-    NotServedError,
-    WrappedLoader,
-    exact_head,
-    first_images,
-)
+from .evaluator import FROM_FEATURES, serving
+from .feature_net import WRAPPERS, FeatureNet, NotServedError, WrappedLoader, first_images
 from .import_hook import Changes, say
 from .registration import evaluation_api, openood_configs
 from .system import CUDA
@@ -49,10 +42,6 @@ _WITHOUT_CLASSES = {*FROM_FEATURES} - {"temp_scaling", "she", "mds", "rmds"}
 """Postprocessors that read no labels."""
 _NORMALISE = ("odin", "iodin", "godin")
 """Postprocessors that scale a perturbation by the standard deviation of the preprocessing."""
-_WRAPPERS = {
-    "react": "ReactNet", "ash": "ASHNet", "scale": "ScaleNet", "adascale_a": "AdaScaleANet", "adascale_l": "AdaScaleLNet",
-}  # fmt: skip
-"""Networks that OpenOOD's ``Evaluator`` puts around the network."""
 _OPTIONS = {"train": "--train", "val": "--val", "ood val": "--ood-val"}
 
 
@@ -69,7 +58,7 @@ class OpenOODMethods:
         self._cache: FeatureCache | None = None
 
     def names(self, named: str) -> list[str]:
-        """Return the names behind ``all``, which are :data:`~.feature_net.FROM_FEATURES`, or ``named`` itself."""
+        """Return the names behind ``all``, which are :data:`~.evaluator.FROM_FEATURES`, or ``named`` itself."""
         return list(FROM_FEATURES) if named == "all" else [named]
 
     def method(self, name: str, network: nn.Module) -> OpenOODMethod:
@@ -123,8 +112,12 @@ class OpenOODMethod:
         self._benchmark: Benchmark | None = None
         self._postprocessor: Any = None
         self._net: nn.Module | None = None
-        self.from_features = name in FROM_FEATURES
         self._classes = 0
+
+    @property
+    def from_features(self) -> bool:
+        """True if the postprocessor takes features from the feature cache in use."""
+        return self.name in FROM_FEATURES
 
     def __repr__(self) -> str:
         return f"OpenOODMethod({self.name!r}, {type(self.network).__name__})"
@@ -141,28 +134,23 @@ class OpenOODMethod:
     def setup(self, net: Any, id_loader_dict: Any, ood_loader_dict: Any) -> None:
         """Set the postprocessor up with the benchmark that was checked last, without a search."""
         self.hyperparam_search_done = False
-        self.from_features = self.name in FROM_FEATURES
-
-        def set_up() -> None:
+        if not self.from_features:
+            reason = "it is not in the list of postprocessors that need features only"
+            say(f"{KIND}:{self.name}: runs on the images: {reason}")
+        with self._lent():
             self._net, self._postprocessor = self._network(), self._make()
             self._postprocessor.setup(
                 self._net, self._tree(id_loader_dict), self._tree(ood_loader_dict, "ood ")
             )
 
-        if not self.from_features:
-            self._say_images("it is not in the list of postprocessors that need features only")
-        self._run(set_up)
-
     def inference(
         self, net: Any, data_loader: Iterable[Any], progress: bool | None = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (N,) predicted classes, scores and labels of the images of one of the benchmark's loaders."""
-
-        def infer() -> Any:
-            loader = self._loader(data_loader)
-            return self._postprocessor.inference(self._net, loader, progress=progress is not False)
-
-        predictions, scores, labels = self._run(infer)
+        with self._lent():
+            predictions, scores, labels = self._postprocessor.inference(
+                self._net, _loader(data_loader), progress=progress is not False
+            )
         scores = np.asarray(scores)
         return predictions, scores[:, 0] if scores.shape == (len(scores), 1) else scores, labels  # gram's
 
@@ -174,46 +162,24 @@ class OpenOODMethod:
         """Return the present values."""
         return self._postprocessor.get_hyperparam()
 
-    def _run(self, step: Callable[[], Any]) -> Any:
-        """Run a step on cached features, or on the images if these do not serve."""
-        with self._lent():
-            try:
-                return step()
-            except NotServedError as error:
-                self._say_images(str(error))
-                self.from_features = False
-                self._net = self._network()
-                return step()
-
-    def _say_images(self, reason: str) -> None:
-        say(f"{KIND}:{self.name}: runs on the images: {reason}")
-
     def _make(self) -> Any:
         api = evaluation_api(f"{KIND}:{self.name}")
         return api.postprocessor.get_postprocessor(str(openood_configs()), self.name, _DATASET)
 
     def _network(self) -> nn.Module:
-        """Return the network that the postprocessor is called with."""
-        network = FeatureNet(self._head()) if self.from_features else self._with_features()
-        wrapper = getattr(sys.modules["openood.evaluation_api.evaluator"], _WRAPPERS.get(self.name, ""), None)
-        return network if wrapper is None else wrapper(network)
+        """Return the network that OpenOOD's ``Evaluator`` would use.
 
-    def _head(self) -> LinearHead:
-        images = self._images()
-        if "return_feature" in inspect.signature(unwrap(self.network).forward).parameters:
-            return exact_head(self.network, self._extractor, images)
-        return self._extractor.extract(images).head
-
-    def _with_features(self) -> nn.Module:
-        """Return the network itself if it has the methods of OpenOOD's networks, else a wrapper with them."""
-        inside = unwrap(self.network)
+        A network without the methods of OpenOOD's networks gets a wrapper that has them.
+        """
+        network, inside = self.network, unwrap(self.network)
         takes = "return_feature" in inspect.signature(inside.forward).parameters
-        if takes and all(callable(getattr(inside, name, None)) for name in ("get_fc", "get_fc_layer")):
-            return self.network
-        self._extractor.extract(self._images())
-        if self._extractor.split is None:
-            raise RuntimeError("network: no head was found")
-        return NetworkWithFeatures(self.network, self._extractor.split)
+        if not takes or not all(callable(getattr(inside, name, None)) for name in ("get_fc", "get_fc_layer")):
+            self._extractor.extract(self._images())
+            if self._extractor.split is None:
+                raise RuntimeError("network: no head was found")
+            network = NetworkWithFeatures(self.network, self._extractor.split)
+        wrapper = getattr(sys.modules["openood.evaluation_api.evaluator"], WRAPPERS.get(self.name, ""), None)
+        return network if wrapper is None else wrapper(network)
 
     def _images(self) -> Tensor:
         test: Any = None if self._benchmark is None else self._benchmark.test
@@ -228,7 +194,7 @@ class OpenOODMethod:
         needs_classes = not prefix and self.name not in _WITHOUT_CLASSES
         for name, loader in loaders.items():
             if isinstance(loader, Mapping):
-                found[name] = {key: self._loader(one) for key, one in loader.items()}
+                found[name] = {key: _loader(one) for key, one in loader.items()}
             elif needs_classes and name in ("train", "val") and not _has_labels(loader):
                 found[name] = _missing(
                     name,
@@ -237,42 +203,30 @@ class OpenOODMethod:
                     "and --labels folders)",
                 )
             elif loader is not None:
-                found[name] = self._loader(loader)
+                found[name] = _loader(loader)
         return RequiredLoaders(
             found, lambda key: _missing(prefix + key, "", f"{prefix}{key} images, which this method needs")
         )
-
-    def _loader(self, loader: Any) -> Any:
-        if self.from_features:
-            return FeatureLoader(
-                loader, lambda: self._methods.cache.entry(self._extractor, loader, FLOAT32), "images"
-            )
-        dataset: Any = getattr(loader, "dataset", None)
-        if hasattr(dataset, "__getitem__") and len(dataset) and isinstance(dataset[0], Mapping):
-            return loader
-        return _Dicts(loader)
 
     @contextmanager
     def _lent(self) -> Iterator[None]:
         """Make OpenOOD know the benchmark, run where the network is and print nothing; gradients are left as they were."""
         if self._benchmark is None:
             raise RuntimeError(f"{self!r}: call check(benchmark) first, as evaluate does")
-        transform = getattr(getattr(self._benchmark.test, "dataset", None), "transform", None)
-        normalization = normalization_of(transform)
-        if self.name in _NORMALISE and normalization is None:
-            say(f"{self.name}: the images' transform shows no mean and std; 0.5 is taken for both")
         evaluation_api(f"{KIND}:{self.name}")
         changes, gradients = Changes(), [(p, p.grad) for p in self.network.parameters()]
         changes.set(sys.modules["openood.postprocessors.info"].num_classes_dict, _DATASET, self._classes)
-        if normalization is not None:
+        if self.name in _NORMALISE:
+            transform = getattr(getattr(self._benchmark.test, "dataset", None), "transform", None)
             table = sys.modules["openood.preprocessors.transform"].normalization_dict
-            changes.set(table, _DATASET, normalization)
+            changes.set(table, _DATASET, normalization_of(transform, self.name))
         hidden = functools.partialmethod(tqdm.__init__, disable=is_hidden(self._methods.progress))
         changes.set(tqdm, "__init__", hidden)
         for parameter, _ in gradients:
             parameter.grad = None
         try:
-            with contextlib.redirect_stdout(io.StringIO()), CUDA.going_to(device_of(self.network)):
+            cache, device = serving(self._methods.cache), CUDA.going_to(device_of(self.network))
+            with contextlib.redirect_stdout(io.StringIO()), cache, device:
                 yield
         finally:
             changes.undo()
@@ -305,7 +259,7 @@ class NetworkWithFeatures(NetworkWrapper):
                 f"network: {type(self.module).__name__} has no features of inner layers (return_feature_list)"
             )
         if not return_feature:
-            return logits_of(self.module, self.module(x))
+            return logits_of(self.module, x)
         output = self._split(x)
         return output.logits, output.activation
 
@@ -338,6 +292,13 @@ class _Dicts(WrappedLoader):
             images, labels = unpack(batch)
             if len(images):
                 yield {"data": images, "data_aux": images, "label": torch.from_numpy(labels)}
+
+
+def _loader(loader: Any) -> Any:
+    """Return a loader with OpenOOD's batches."""
+    dataset: Any = getattr(loader, "dataset", None)
+    has_them = hasattr(dataset, "__getitem__") and len(dataset) and isinstance(dataset[0], Mapping)
+    return loader if has_them else _Dicts(loader)
 
 
 def _missing(name: str, part: str, expected: str) -> SettingError:

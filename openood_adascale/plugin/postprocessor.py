@@ -38,7 +38,7 @@ from .config import (
 )
 from .import_hook import say
 
-FORMAT = 5
+FORMAT = 6
 """Format of pickles."""
 _IMAGES = {"train": "training", "val": "validation", "ood_val": "OOD validation"}
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -296,18 +296,15 @@ class DetectorPostprocessor(BasePostprocessor):
         if self._pickled is not None:  # as loaded
             return self._pickled
         weights: dict[str, str] = {}
-        volatile: list[str] = []
         if self.setup_flag and self._detector is not None:
             self._detector.require_fitted()
-            volatile = sorted(self._detector.extractor.volatile_buffers)
-            weights = weights_fingerprint(self._detector.network, volatile)
+            weights = weights_fingerprint(self._detector.network)
         return {
             "format": FORMAT,
             "configured": self._configured.as_section(),
             "settings": self._settings.as_dict(),
             "state": _arrays(self.state),
             "weights": weights,
-            "volatile": volatile,
             "images": {role: _images_fingerprint(loader) for role, loader in self._loaders.items()},
             "setup_flag": self.setup_flag,
             "hyperparam_search_done": self.hyperparam_search_done,
@@ -328,7 +325,7 @@ class DetectorPostprocessor(BasePostprocessor):
             self.setup_flag = bool(stored["setup_flag"])
             self.hyperparam_search_done = bool(stored["hyperparam_search_done"])
             _tensors(stored["state"])
-            _ = (dict(stored["weights"]), list(stored["volatile"]), dict(stored["images"]))
+            _ = (dict(stored["weights"]), dict(stored["images"]))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             told = f"damaged or edited ({type(error).__name__}: {error})"
             raise RuntimeError(f"{_file(name)}: {told}. Delete it and run again") from error
@@ -353,7 +350,6 @@ class DetectorPostprocessor(BasePostprocessor):
             )
             return False
         detector = self._detector = self._new_detector(net)
-        detector.extractor.volatile_buffers = frozenset(stored["volatile"])
         if self.method.detector.requires_fit:
             detector.set_state(_tensors(stored["state"]))
         return True
@@ -370,7 +366,7 @@ class DetectorPostprocessor(BasePostprocessor):
                 return f"made with other settings than those of {file}"
         if self.APS_mode and not self.hyperparam_search_done:
             return "it was saved before its search was done"
-        present = weights_fingerprint(net, list(stored["volatile"]))
+        present = weights_fingerprint(net)
         if difference := first_difference(stored["weights"], present):
             return f"made for other weights: {difference}"
         self._loaders = self._loaders_of(known, ood)
@@ -420,13 +416,6 @@ def _class_of(method: Method) -> type[DetectorPostprocessor]:
 
 _METHODS = postprocessor_methods()
 _CLASSES = {method.name: _class_of(method) for method in _METHODS.values()}
-_BY_CLASS_NAME = {cls.__name__: cls for cls in _CLASSES.values()}
 POSTPROCESSORS = {name: _CLASSES[method.name] for name, method in _METHODS.items()}
 """Postprocessors by their names in OpenOOD, presets included."""
-
-
-def __getattr__(name: str) -> type[DetectorPostprocessor]:
-    """Return ``AdaSCALEPostprocessor`` and the like, for imports and pickles."""
-    if name not in _BY_CLASS_NAME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _BY_CLASS_NAME[name]
+globals().update({cls.__name__: cls for cls in _CLASSES.values()})  # for imports and pickles

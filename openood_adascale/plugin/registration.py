@@ -16,7 +16,6 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -36,12 +35,11 @@ from .import_hook import (
     say_unknown_words,
     switched_off,
 )
-from .system import CUDA, Stubs
+from .system import CUDA, stub_for_missing_package
 
 ROOT = "OPENOOD_ROOT"
 """Environment variable: a checkout of OpenOOD, for commands that need it outside of one."""
-_LEGACY_MODULE = f"{__package__.rpartition('.')[0]}.postprocessor"
-_changes, _stubs = Changes(), Stubs()
+_changes = Changes()
 _active = False  # while False, copies of our wrappers out of reach of unregister() work as OpenOOD's own
 
 
@@ -56,9 +54,7 @@ def register() -> None:
         return
     say_unknown_words()
     with LOCK:
-        if not _active:
-            _active = True
-            _changes.set(sys.modules, _LEGACY_MODULE, _legacy_module())
+        _active = True
         FINDER.start(_execute, _catch_up)
     _catch_up()
 
@@ -76,7 +72,6 @@ def unregister() -> None:
         if (custom := sys.modules.get(f"{__package__}.custom_dataset")) is not None:
             custom.DATASETS.clear()
         CUDA.undo()
-        _stubs.undo()
 
 
 def register_dataset(description: str | os.PathLike[str] | Mapping[str, Any]) -> str:
@@ -165,7 +160,7 @@ def _folders(spec: object) -> list[str]:
 
 
 def _execute(module: ModuleType, run: Callable[[ModuleType], None]) -> None:
-    with _stubs.during(module):
+    with stub_for_missing_package(module, _changes):
         run(module)
     _patch(module)
 
@@ -187,17 +182,17 @@ def _patch(module: ModuleType) -> None:
     name = module.__name__
     with LOCK:
         FINDER.pending.discard(name)
-    steps: dict[str, Callable[[ModuleType], None]] = {
-        "redirect CUDA for": functools.partial(_if_active, CUDA.redirect)
-    }
+    _attempt("redirect CUDA for", functools.partial(_if_active, CUDA.redirect), module)
     if name in _PATCHES and not switched_off("register"):
-        steps["register with"] = _PATCHES[name]
-    for what, step in steps.items():
-        try:
-            step(module)
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-            say(f"cannot {what} {name}, which works as without this package: {problem}")
+        _attempt("register with", _PATCHES[name], module)
+
+
+def _attempt(what: str, change: Callable[[ModuleType], None], module: ModuleType) -> None:
+    try:
+        change(module)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        say(f"cannot {what} {module.__name__}, which works as without this package: {problem}")
 
 
 def _if_active(change: Callable[[ModuleType], None], module: ModuleType) -> None:
@@ -236,6 +231,7 @@ def _patch_evaluator_table(module: ModuleType) -> None:
 
     with LOCK:
         if _wrap(module, original, get_postprocessor):
+            evaluator.patch_postprocessors(table, _changes)
             for name, cls in classes.items():
                 _changes.set(table, name, cls)
 
@@ -278,25 +274,6 @@ def _postprocessors() -> Mapping[str, Any]:
 
 def _say_taken(name: str) -> None:
     say(f"OpenOOD has its own postprocessor {name!r}, which is used instead of this package's")
-
-
-def _legacy_module() -> ModuleType:
-    """Return the module that pickles of earlier versions name; loading one raises a clear error."""
-
-    def refuse(self: object, stored: object) -> None:
-        raise RuntimeError(
-            "pickle: made by another version of openood-adascale. Delete it (OpenOOD's scripts keep such files in "
-            "results/<run>/s*/postprocessors/<name>.pkl) and run again"
-        )
-
-    def attribute(name: str) -> type:
-        if not name.endswith("Postprocessor"):
-            raise AttributeError(f"module {_LEGACY_MODULE!r} has no attribute {name!r}")
-        return type(name, (), {"__setstate__": refuse})
-
-    module: Any = ModuleType(_LEGACY_MODULE)
-    module.__spec__, module.__getattr__ = ModuleSpec(_LEGACY_MODULE, None), attribute
-    return module
 
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {

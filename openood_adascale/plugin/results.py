@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
 class RecordingSampler(data.Sampler[int]):
     """A sampler that keeps the order of each iteration."""
 
-    def __init__(self, sampler: Iterable[int]) -> None:
+    def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
         self.orders: list[list[int]] = []
 
@@ -44,7 +44,7 @@ class RecordingSampler(data.Sampler[int]):
         return iter(self.orders[-1])
 
     def __len__(self) -> int:
-        return len(self.sampler)  # type: ignore[arg-type]
+        return len(self.sampler)
 
 
 def test_loaders(evaluator: Any, full_spectrum: bool) -> Iterator[tuple[str, Any, Any]]:

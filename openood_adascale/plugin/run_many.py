@@ -20,8 +20,7 @@ from ..errors import SettingError
 from ..features.cache import current_cache, feature_cache
 from ..memory import give_back
 from .config import postprocessor_methods
-from .evaluator import collected_results
-from .feature_net import FROM_FEATURES
+from .evaluator import FROM_FEATURES, collected_results
 from .registration import require_registration
 
 if TYPE_CHECKING:
@@ -122,8 +121,6 @@ def _run_one(script: Path, arguments: Sequence[str], name: str) -> Outcome:
         except Exception as error:
             outcome.error = f"{type(error).__name__}: {error}"
     outcome.seconds = time.perf_counter() - start
-    if outcome.error:
-        print(f"openood-adascale: {name} failed: {outcome.error}", file=sys.stderr, flush=True)
     return outcome
 
 

@@ -41,9 +41,8 @@ class CudaRedirection:
         self._decided = False
         self._wanted: str | None = None
         """Device that replaces CUDA ("" is the CPU for want of CUDA; None keeps CUDA)."""
-        self._named: Any = None
-        self._temporary: Any = None
-        """Device of :meth:`going_to`."""
+        self._target: Any = None
+        """The torch.device, found at the first call."""
 
     def redirect(self, module: ModuleType) -> None:
         """Redirect ``.cuda()`` calls, and those of ``module``, which was just executed.
@@ -75,9 +74,9 @@ class CudaRedirection:
         if switched_off("device"):
             yield
             return
-        before, self._temporary = self._temporary, device
+        before, self._target = self._target, device
         changes = Changes()
-        if self._wanted is None and before is None and device.type != "cuda":
+        if self._wanted is None and device.type != "cuda":
             self._replace_methods(torch, changes)
             for name in _OTHER_WAYS.keys() & sys.modules.keys():
                 self._replace_global(torch, sys.modules[name], changes)
@@ -86,27 +85,25 @@ class CudaRedirection:
             with torch.cuda.device(index) if index is not None else nullcontext():
                 yield
         finally:
-            self._temporary = before
+            self._target = before
             changes.undo()
 
     def undo(self) -> None:
         """Restore the methods and modules. The caller holds the plugin's lock."""
         self._changes.undo()
-        self._decided, self._wanted, self._named = False, None, None
+        self._decided, self._wanted, self._target = False, None, None
 
     @property
     def _device(self) -> Any:
-        if self._temporary is not None:
-            return self._temporary
-        if self._named is None:  # only now: importing OpenOOD touches no device
+        if self._target is None:  # only now: importing OpenOOD touches no device
             try:
-                self._named = sys.modules["torch"].empty(0, device=self._wanted or "cpu").device
+                self._target = sys.modules["torch"].empty(0, device=self._wanted or "cpu").device
             except Exception as error:
                 raise ValueError(
                     f"{VARIABLE}={self._wanted!r} is not available; expected a device that torch finds here: cpu, cuda, "
                     f"cuda:<index>, mps and the like ({str(error).splitlines()[0]})"
                 ) from error
-        return self._named
+        return self._target
 
     def _replace_methods(self, torch: Any, changes: Changes) -> None:
         def tensor_cuda(tensor: Any, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
@@ -179,66 +176,59 @@ _PACKAGES = {
     ),
     "openood.preprocessors.draem_preprocessor": (
         "imgaug.augmenters",
-        "DRAEM's preprocessor",
+        "DRAEM preprocessor",
         "get it by pip install imgaug 'numpy<2' (which brings opencv-python, which needs the system's libGL)",
     ),
 }
 """Modules of OpenOOD, with the module that they import, the part of OpenOOD that needs it, and the remedy."""
 
 
-class Stubs:
-    """Provides a stub for a missing package while a module of OpenOOD imports it."""
+@contextmanager
+def stub_for_missing_package(module: ModuleType, changes: Changes) -> Iterator[None]:
+    """Provide a stub, if needed, while ``module`` of OpenOOD is executed.
 
-    def __init__(self) -> None:
-        self._changes = Changes()
+    The stub is in ``sys.modules`` for that time only. The classes of ``module`` raise an ImportError when they are
+    instantiated: OpenMax would need the package only after its pass over the training images.
 
-    @contextmanager
-    def during(self, module: ModuleType) -> Iterator[None]:
-        """Provide a stub, if needed, while ``module`` of OpenOOD is executed.
+    Args:
+        module: The module.
+        changes: Keeps the changes to its classes.
+    """
+    if module.__name__ not in _PACKAGES or switched_off("stubs"):
+        yield
+        return
+    imports, user, remedy = _PACKAGES[module.__name__]
+    package, _, submodule = imports.partition(".")
+    try:
+        importlib.import_module(imports)
+    except Exception as problem:
+        error = problem
+    else:
+        yield
+        return
 
-        The stub is in ``sys.modules`` for that time only. The classes of ``module`` raise an ImportError when they are
-        instantiated: OpenMax would need the package only after its pass over the training images.
-        """
-        if module.__name__ not in _PACKAGES or switched_off("stubs"):
-            yield
-            return
-        imports, user, remedy = _PACKAGES[module.__name__]
-        package = imports.partition(".")[0]
-        try:
-            importlib.import_module(imports)
-        except Exception as problem:
-            error = problem
-        else:
-            yield
-            return
+    def fail(*args: Any, **kwargs: Any) -> NoReturn:
+        told = f"OpenOOD's {user} needs the package {package}, which cannot be imported ({error}); {remedy}"
+        raise ImportError(told, name=package)
 
-        def fail(*args: Any, **kwargs: Any) -> NoReturn:
-            told = (
-                f"OpenOOD's {user} needs the package {package}, which cannot be imported ({error}); {remedy}"
-            )
-            raise ImportError(told, name=package)
-
-        modules, inner, outer = Changes(), _Stub(imports, fail), _Stub(package, fail)
-        vars(outer)[imports.rpartition(".")[2]] = inner
-        modules.set(sys.modules, package, outer if imports != package else inner)
-        modules.set(sys.modules, imports, inner)
-        try:
-            yield
-        finally:
-            modules.undo()
-        _say_done(f"{package} cannot be imported; only OpenOOD's {user} needs it", "stubs")
-        with LOCK:
-            for value in list(vars(module).values()):
-                if isinstance(value, type) and value.__module__ == module.__name__:
-                    self._changes.set(value, "__init__", fail)
-
-    def undo(self) -> None:
-        """Restore the classes. The caller holds the plugin's lock."""
-        self._changes.undo()
+    stub, modules = _Stub(package, fail), Changes()
+    if submodule:
+        vars(stub)[submodule] = stub
+    for name in {package, imports}:
+        modules.set(sys.modules, name, stub)
+    try:
+        yield
+    finally:
+        modules.undo()
+    _say_done(f"{package} cannot be imported; only OpenOOD's {user} needs it", "stubs")
+    with LOCK:
+        for value in list(vars(module).values()):
+            if isinstance(value, type) and value.__module__ == module.__name__:
+                changes.set(value, "__init__", fail)
 
 
 class _Stub(ModuleType):
-    """Stub of a missing package."""
+    """Stub of a missing package, and of its submodule."""
 
     def __init__(self, name: str, fail: Callable[..., NoReturn]) -> None:
         super().__init__(name)

@@ -66,6 +66,7 @@ def test_missing_required_options_are_named_together():
         done = call(*arguments, check=False)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
         assert told in done.stderr
+        assert done.stderr.endswith(f"(see openood-adascale {arguments[0]} --help)\n")
 
 
 def test_errors_of_the_package_are_one_line(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import numpy as np
 import pandas as pd
@@ -25,18 +26,20 @@ def test_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "run", functools.partial(demo.run, epochs=1))
     done = call("demo", "--output", tmp_path, "--quiet")
     assert done.stderr == ""
-    for label in LABELS:
-        assert label in done.stdout
-    table = pd.read_csv(tmp_path / "ood/adascale.csv", index_col=0)
     data = load_data(0)
-    assert list(table.index) == [*data.near, "nearood", *data.far, "farood"]
+    assert list(pd.read_csv(tmp_path / "ood/adascale.csv", index_col=0).index) == [
+        *data.near, "nearood", *data.far, "farood",
+    ]  # fmt: skip
     assert (tmp_path / "story.png").stat().st_size > 10_000
-    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
-    assert "AdaSCALE-A" in page
-    images = pd.read_parquet(tmp_path / "images.parquet")
-    assert len(images) >= len(data.test) + sum(map(len, [*data.near.values(), *data.far.values()]))
     assert len(list((tmp_path / "images" / "id").glob("*.png"))) == len(data.test)
     assert f"Report: {tmp_path / 'report/index.html'}" in done.stdout
+    images = pd.read_parquet(tmp_path / "images.parquet")
+    assert len(images) == len(data.test) + sum(map(len, [*data.near.values(), *data.far.values()]))
+    svg = (tmp_path / "report/figures/methods_ood.svg").read_text(encoding="utf-8")
+    for label in LABELS:
+        printed = re.search(rf"^{label} +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", done.stdout, re.MULTILINE)
+        assert printed, label
+        assert all(f">{number}</text>" in svg for number in printed.groups()), label
 
 
 def test_benchmark_holds_the_images_of_the_demo():

@@ -115,16 +115,6 @@ def test_network_of_a_library_is_found_again(folders):
     assert [row["score"] for row in rows(moved.stdout)] == [row["score"] for row in rows(here.stdout)]
 
 
-def test_other_weights_are_refused(folders):
-    fit(folders)
-    forget_network()
-    text = (folders / "net.py").read_text()
-    (folders / "net.py").write_text(text.replace("manual_seed(0)", "manual_seed(1)"))
-    done = score(folders, "near", *NETWORK, check=False)
-    assert done.returncode == 2
-    assert "other weights" in done.stderr
-
-
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_formats_hold_the_same_rows(folders, form):
     fit(folders)

@@ -1,7 +1,4 @@
-"""Fixtures for the tests against the real OpenOOD: a private checkout of it, data, checkpoints, its scripts.
-
-Without OpenOOD (see :mod:`openood_support`) these tests are skipped. The checkout that is found is only read.
-"""
+"""Fixtures with the real OpenOOD: a copy of its checkout, data, checkpoints, scripts; without it the tests are skipped."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from openood_support import (
     SmallNet,
     copy_checkout,
     digits_of,
     find_openood,
-    importable,
     openood_description,
     train_runs,
     write_cifar10_benchmark,
@@ -28,16 +25,14 @@ from openood_support import (
 
 import openood_adascale
 from openood_adascale import unregister
+from openood_adascale.plugin.import_hook import configs_root
 
 NO_OPENOOD = "OpenOOD is not there: set OPENOOD_ROOT to a checkout of it"
 
 
-# --- the checkout ------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="session")
 def openood_root() -> Path:
-    """The user's own checkout: only to be read. Skips where there is none."""
+    """The installed checkout, which is only read."""
     root = find_openood()
     if root is None:
         pytest.skip(NO_OPENOOD)
@@ -46,7 +41,7 @@ def openood_root() -> Path:
 
 @pytest.fixture(autouse=True)
 def _openood_importable(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every test here `openood` is the private checkout's, in this process and in those it starts."""
+    """Import `openood` from the copied checkout, in this process and in those it starts."""
     monkeypatch.syspath_prepend(str(checkout))
     monkeypatch.setenv("PYTHONPATH", python_path(checkout))
 
@@ -57,27 +52,16 @@ def python_path(checkout: Path) -> str:
 
 @pytest.fixture(scope="session")
 def checkout(openood_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private copy of the checkout, with `data/` laid out for the benchmark cifar10.
-
-    OpenOOD's .gitignore names data/ and results/, so `git status --porcelain` is empty until a script changes
-    the checkout itself.
-    """
-    # eval_ood.py takes another network if 'csi' or 'udg' occurs in the path of the runs.
+    """A copy of the checkout, with `data/` laid out for the benchmark cifar10; git ignores `data/` and `results/`."""
     root = tmp_path_factory.mktemp("bench") / "OpenOOD"
     copy_checkout(openood_root, root)
     write_cifar10_benchmark(root / "data")
     return root
 
 
-# --- networks ----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="session")
 def imagenet_checkpoint(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Adds a tiny benchmark imagenet to the checkout's data; returns a ResNet-50 for it as `--ckpt-path`.
-
-    The network is untrained (only its batch norms have seen images), so its figures mean nothing.
-    """
+    """`--ckpt-path` of an untrained ResNet-50 for a tiny benchmark imagenet, which is added to the checkout's data."""
     path = checkout / "results" / "patches_resnet50" / "best.ckpt"
     write_untrained(checkout, path)
     return path
@@ -91,38 +75,16 @@ def checkpoint_root(checkout: Path) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def digits_net(checkout: Path, checkpoint_root: Path) -> Callable[..., Any]:
-    """digits_net(run="s0"): a fresh ResNet18_32x32 with that run's weights, in eval mode, on the CPU."""
-    import torch
-
-    def load(run: str = "s0") -> torch.nn.Module:
-        with importable(checkout):
-            from openood.networks.resnet18_32x32 import ResNet18_32x32
-
-        net = ResNet18_32x32(num_classes=10)
-        net.load_state_dict(torch.load(checkpoint_root / run / "best.ckpt", map_location="cpu"))
-        return net.eval()
-
-    return load
-
-
 @pytest.fixture
 def run_root(checkpoint_root: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A `--root` of this test's own, holding the run s0.
-
-    eval_ood.py keeps postprocessors, scores and tables below its root and takes them up in the next run.
-    """
+    """A `--root` of this test's own, which holds the run s0."""
     slug = "".join(c if c.isalnum() else "_" for c in request.node.name)
-    # See `checkout` for the two words that must not occur.
+    # eval_ood.py takes another network if the path has one of these two words.
     root = checkpoint_root.parent / f"run_{slug}".replace("csi", "c_si").replace("udg", "u_dg")
     (root / "s0").mkdir(parents=True)
     shutil.copyfile(checkpoint_root / "s0/best.ckpt", root / "s0/best.ckpt")
     yield root
     shutil.rmtree(root)
-
-
-# --- OpenOOD's ways in -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -138,9 +100,31 @@ def evaluator_kwargs(checkout: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def packaged() -> Path:
-    from openood_adascale.plugin.import_hook import configs_root
-
     return configs_root() / "postprocessors"
+
+
+@pytest.fixture
+def configs(tmp_path: Path, packaged: Path, checkout: Path) -> Callable[..., str]:
+    """configs("lts", APS_mode=True, postprocessor_sweep={…}, k2=50): write a YAML file, and return the config root.
+
+    It is the packaged file, or OpenOOD's, of ``source`` (default: the same name), with other settings.
+    """
+    root = tmp_path / "configs"
+
+    def write(name: str, source: str | None = None, **changes: Any) -> str:
+        found = [
+            folder / f"{source or name}.yml" for folder in (packaged, checkout / "configs/postprocessors")
+        ]
+        section = yaml.safe_load(next(path for path in found if path.is_file()).read_text())["postprocessor"]
+        for key in changes.keys() & {"APS_mode", "postprocessor_sweep"}:
+            section[key] = changes.pop(key)
+        section["postprocessor_args"] = {**section["postprocessor_args"], **changes}
+        path = root / f"postprocessors/{name}.yml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({"postprocessor": {**section, "name": name}}, sort_keys=False))
+        return str(root)
+
+    return write
 
 
 @pytest.fixture
@@ -164,11 +148,9 @@ def small_evaluator(evaluator_kwargs, small_net):
 
 @pytest.fixture(scope="session")
 def run_script(checkout: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """run_script(args, env=None, timeout=600, check=True): `python <args>` in the private checkout.
+    """run_script(args, env=None, timeout=600, check=True): run `python <args>` in the copied checkout.
 
-    `env` is added to the environment, to one in which no loader starts processes of its own (OpenOOD's scripts start 8
-    for each loader, whatever the machine). If the script fails, so does the test, with the end of its output, unless
-    `check` is False.
+    Loaders start no processes, unless `env` says so. With `check`, a script that fails fails the test.
     """
 
     def run(
@@ -198,24 +180,19 @@ def _tail(output: str | bytes | None, n: int = 4000) -> str:
 
 @pytest.fixture(scope="session")
 def main_args(checkout: Path, checkpoint_root: Path) -> Callable[..., list[str]]:
-    """main_args("configs/postprocessors/ash.yml", *overrides, mark="0", fsood=False): for run_script.
+    """main_args("configs/postprocessors/ash.yml", *overrides, mark="0"): arguments for run_script.
 
-    As OpenOOD's scripts/ood/*/cifar10_test_ood_*.sh call main.py, with the run s0 of `checkpoint_root`.
-    `overrides` are more command line arguments ("--postprocessor.postprocessor_args.percentile", "80"). The
-    table comes to `results/*_<mark>/s0/ood/ood.csv` below the checkout, where every run appends to it.
+    The table is `results/*_<mark>/s0/ood/ood.csv` in the checkout, to which each run appends.
     """
 
-    def build(
-        postprocessor_yml: str | Path, *overrides: str, mark: str = "0", fsood: bool = False
-    ) -> list[str]:
-        scheme = "fsood" if fsood else "ood"
+    def build(postprocessor_yml: str | Path, *overrides: str, mark: str = "0") -> list[str]:
         return [
             "main.py",
             "--config",
             "configs/datasets/cifar10/cifar10.yml",
-            f"configs/datasets/cifar10/cifar10_{scheme}.yml",
+            "configs/datasets/cifar10/cifar10_ood.yml",
             "configs/networks/resnet18_32x32.yml",
-            f"configs/pipelines/test/test_{scheme}.yml",
+            "configs/pipelines/test/test_ood.yml",
             "configs/preprocessors/base_preprocessor.yml",
             str(postprocessor_yml),
             "--num_workers",
@@ -233,12 +210,9 @@ def main_args(checkout: Path, checkpoint_root: Path) -> Callable[..., list[str]]
     return build
 
 
-# --- what several tests begin with -------------------------------------------------------------------------
-
-
 @pytest.fixture
 def _undone():
-    """Nothing that the test registers stays."""
+    """Undo whatever the test registers."""
     yield
     unregister()
     openood_adascale.register()
@@ -246,11 +220,11 @@ def _undone():
 
 @pytest.fixture
 def digits(checkout):
-    """The benchmark's images as a Benchmark of one's own."""
+    """The benchmark's images as a Benchmark."""
     return digits_of(checkout)
 
 
 @pytest.fixture
 def description(checkout):
-    """The benchmark's images as somebody describes a data set of his own."""
+    """The description of a custom dataset of the benchmark's images."""
     return openood_description(checkout)

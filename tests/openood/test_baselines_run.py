@@ -18,7 +18,7 @@ import torch
 import yaml
 from openood_support import write_small_benchmark
 
-from openood_adascale.plugin.feature_net import FROM_FEATURES
+from openood_adascale.plugin.evaluator import FROM_FEATURES
 
 DICT = "its network is a dict of several, on which the Evaluator cannot call eval()"
 GRADIENT = "its scores carry a gradient, and the Evaluator calls .numpy() on them"

@@ -1,4 +1,4 @@
-"""Data sets of one's own in the real OpenOOD: the figures are those of the same images under OpenOOD's own name."""
+"""Custom datasets in the real OpenOOD give the results of the same images under OpenOOD's own name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from openood_support import Scaled, SmallNet, write_description, write_yml
+from openood_support import Scaled, SmallNet, write_description
 
 import openood_adascale
 from openood_adascale import feature_cache, register_dataset, unregister
@@ -32,13 +32,12 @@ def net():
 
 
 @pytest.fixture
-def small_configs(checkout, tmp_path, packaged):
-    """OpenOOD's ymls, and of adascale a search of a few candidates."""
-    root = tmp_path / "configs"
-    shutil.copytree(checkout / "configs/postprocessors", root / "postprocessors")
-    sweep = {"percentile_list": [[60, 70], [80, 85]], "k2_list": [5, 50]}
-    write_yml(root, "adascale", packaged / "adascale.yml", postprocessor_sweep=sweep)
-    return str(root)
+def small_configs(checkout, tmp_path, configs):
+    """OpenOOD's YAML files, and of adascale a search of a few candidates."""
+    shutil.copytree(checkout / "configs/postprocessors", tmp_path / "configs/postprocessors")
+    return configs(
+        "adascale", postprocessor_sweep={"percentile_list": [[60, 70], [80, 85]], "k2_list": [5, 50]}
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,41 +57,38 @@ def test_results_are_openoods(small_evaluator, net, description, small_configs, 
     assert not (tmp_path / "nowhere").exists()
 
 
+def as_folders(entry, lines, folder):
+    """Copy images of a list to a folder for each class."""
+    for number, line in enumerate(lines):
+        name, label = line.split()
+        target = folder / f"digit {label}" / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(f"{entry['root']}/{name}", target)
+
+
 def test_class_folders_with_spaces_give_the_same_results(
     small_evaluator, net, description, checkout, tmp_path
 ):
     want = small_evaluator("knn", net=net).eval_ood(progress=False)
-    for split in ("train", "val", "test"):
-        entry = description["id"][split]
-        for number, line in enumerate(Path(entry["images"]).read_text().splitlines()):
-            name, label = line.split()
-            target = tmp_path / "my pictures" / split / f"digit {label}" / f"{number}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(f"{entry['root']}/{name}", target)
+    for split, entry in description["id"].items():
+        lines = Path(entry["images"]).read_text().splitlines()
+        as_folders(entry, lines, tmp_path / "my pictures" / split)
         description["id"][split] = f"my pictures/{split}"
     description["classes"] = [f"digit {number}" for number in range(10)]  # of which the folders have six
     description["ood"]["near"]["tin"] = str(checkout / "data/images_classic/tin/test")
-    del description["csid"]
     own = register_dataset(write_description(tmp_path / "mine.yml", description))
     evaluator = small_evaluator("knn", net=net, id_name=own, num_workers=2)
     pd.testing.assert_frame_equal(evaluator.eval_ood(progress=False), want, check_exact=True)
-    with pytest.raises(SettingError, match=r"mine.yml: csid: None"):
-        evaluator.eval_ood(fsood=True)
 
 
 def test_covariate_shifted_sets_are_evaluated(small_evaluator, net, description, tmp_path):
-    """In two sets of one's own, one of them folders of some classes, the images are those of OpenOOD's one list."""
+    """Two custom sets, one of them folders of some classes, have the images of OpenOOD's one list."""
     reference = small_evaluator("msp", net=net)
     want = reference.eval_ood(fsood=True, progress=False)
     entry = description["csid"]["cifar10c"]
     lines = Path(entry["images"]).read_text().splitlines()
     moved = [line for line in lines if line.split()[1] in ("1", "7")]
-    assert 0 < len(moved) < len(lines)
-    for number, line in enumerate(moved):
-        name, label = line.split()
-        target = tmp_path / "shifted" / f"digit {label}" / f"{number}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(f"{entry['root']}/{name}", target)
+    as_folders(entry, moved, tmp_path / "shifted")
     (tmp_path / "rest.txt").write_text("\n".join(line for line in lines if line not in moved))
     description["classes"] = [f"digit {number}" for number in range(10)]
     description["csid"] = {"moved": "shifted", "rest": {**entry, "images": "rest.txt"}}
@@ -100,9 +96,8 @@ def test_covariate_shifted_sets_are_evaluated(small_evaluator, net, description,
     evaluator = small_evaluator("msp", net=net, id_name=own)
     pd.testing.assert_frame_equal(evaluator.eval_ood(fsood=True, progress=False), want, rtol=1e-6)
     assert list(evaluator.scores["csid"]) == ["moved", "rest"]
-    assert len(evaluator.scores["csid"]["moved"][1]) == len(moved)
+    assert len(evaluator.scores["csid"]["moved"][1]) == len(moved) > 0
     assert evaluator.eval_acc("csid") == pytest.approx(reference.eval_acc("csid"))
-    assert evaluator.eval_acc("id") == reference.eval_acc("id")
     del description["csid"]
     alone = small_evaluator("msp", net=net, id_name=register_dataset(description))
     for call in (lambda: alone.eval_acc("csid"), lambda: alone.eval_acc(data_name="csid")):
@@ -156,22 +151,6 @@ def test_preprocessing_reaches_loaders_and_odin(small_evaluator, net, descriptio
     assert torch.equal(changed["data_aux"], batch["data"])
 
 
-def test_missing_sets_are_named(small_evaluator, net, description):
-    train, val = description["id"].pop("train"), description["id"]["val"]
-    del description["ood"]["val"]
-    own = register_dataset(description)
-    small_evaluator("msp", net=net, id_name=own).eval_ood(progress=False)
-    needed = r"dataset: id: train: None .* this postprocessor needs"
-    with pytest.raises(SettingError, match=needed):
-        small_evaluator("mds", net=net, id_name=own)
-    description["id"] = {**description["id"], "train": train}
-    with pytest.raises(SettingError, match=r"dataset: ood: val: None .* this postprocessor needs"):
-        small_evaluator("knn", net=net, id_name=register_dataset(description))
-    description["id"] = {"test": val}
-    with pytest.raises(ValueError, match="val"):
-        small_evaluator("adascale", net=net, id_name=register_dataset(description))
-
-
 def test_unregister_removes_the_dataset(small_evaluator, net, description):
     from openood.evaluation_api import datasets, evaluator, preprocessor
     from openood.postprocessors import info
@@ -204,24 +183,9 @@ def test_unregister_removes_the_dataset(small_evaluator, net, description):
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet200", "cub", "covid"])
 def test_names_that_openood_uses_are_refused(description, name):
-    """In whichever of its tables: covid is in that of normalisations alone."""
-    from openood.evaluation_api import datasets, preprocessor
-    from openood.postprocessors import info
-    from openood.preprocessors import transform
-
-    tables = (
-        datasets.DATA_INFO,
-        preprocessor.default_preprocessing_dict,
-        info.num_classes_dict,
-        transform.normalization_dict,
-    )
-    before = [dict(table) for table in tables]
-    assert any(name in table for table in tables)
-    told = rf"dataset: name: '{name}' .* a name that OpenOOD does not use; it has .*{name}"
-    with pytest.raises(SettingError, match=told):
+    """covid is in the table of normalisations alone."""
+    with pytest.raises(SettingError, match=rf"dataset: name: '{name}' .* a name that OpenOOD does not use"):
         register_dataset({**description, "name": name})
-    assert [dict(table) for table in tables] == before
-    assert [list(table) for table in tables] == [list(table) for table in before]
 
 
 SCRIPT = """
@@ -241,7 +205,6 @@ print(evaluator.eval_ood(fsood=True))
 
 
 def test_variable_serves_a_users_script(run_script, checkpoint_root, description, tmp_path):
-    """As docs/own-datasets.md has it: for one postprocessor, and for many."""
     (tmp_path / "mine.py").write_text(SCRIPT)
     env = {VARIABLE: str(write_description(tmp_path / "mine.yml", description))}
     more = [tmp_path / "mine.py", "--checkpoint", checkpoint_root / "s0/best.ckpt"]

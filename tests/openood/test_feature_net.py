@@ -13,7 +13,9 @@ import yaml
 from openood_support import SmallNet, cifar10_batch, write_small_benchmark
 
 from openood_adascale import feature_cache
-from openood_adascale.plugin.feature_net import FROM_FEATURES, FeatureNet
+from openood_adascale.plugin import import_hook
+from openood_adascale.plugin.evaluator import FROM_FEATURES
+from openood_adascale.plugin.feature_net import FeatureNet
 
 SEARCHES = {
     "ash": {"percentile_list": [65, 90]}, "scale": {"percentile_list": [65, 85]}, "react": {"percentile_list": [85, 99]},
@@ -28,6 +30,11 @@ class Net(SmallNet):
 
     def get_fc(self):
         return self.fc.weight.cpu().detach().numpy(), self.fc.bias.cpu().detach().numpy()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said(monkeypatch):
+    monkeypatch.setattr(import_hook, "_said", set())
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +191,7 @@ class NoFeature(Net):
 
 
 @pytest.mark.parametrize("kind", [OtherFeature, ListOfFeatures, NoFeature])
-def test_other_networks_run_on_the_images(evaluated, tmp_path, kind, capfd):
+def test_networks_with_other_features_run_on_the_images(evaluated, tmp_path, kind, capfd):
     want = evaluated("msp", kind().eval())[0]
     with feature_cache(tmp_path / "cache"):
         got, images, _ = evaluated("msp", kind().eval())
@@ -200,10 +207,10 @@ def test_random_images_run_on_the_images(evaluated, tmp_path, capfd):
     with feature_cache(tmp_path / "cache"), pytest.warns(UserWarning, match="its images are random"):
         _, images, _ = evaluated("msp", preprocessor=crop)
     assert images > 100
-    assert "runs on the images: the images of id test are not cached" in capfd.readouterr().err
+    assert "runs on the images: its images are not cached" in capfd.readouterr().err
 
 
-def test_changes_after_construction_count(evaluated, common):
+def test_changes_after_construction_are_evaluated(evaluated, common):
     with feature_cache(common):
         evaluator = evaluated("msp")[2]
         evaluator.metrics["ood"] = evaluator.scores["id_preds"] = evaluator.metrics["id_acc"] = None
@@ -221,17 +228,20 @@ def test_changes_after_construction_count(evaluated, common):
     assert "tin" not in got.index
 
 
-def test_unregister_restores_the_evaluator():
+def test_unregister_restores_the_evaluator_and_the_postprocessors():
     from openood.evaluation_api import Evaluator
+    from openood.postprocessors import KNNPostprocessor
 
     from openood_adascale import register, unregister
 
     def replaced():
-        return [hasattr(method, "__wrapped__") for method in (Evaluator.__init__, Evaluator.eval_ood)]
+        methods = (Evaluator.__init__, Evaluator.eval_ood, KNNPostprocessor.setup, KNNPostprocessor.inference)
+        return [hasattr(method, "__wrapped__") for method in methods]
 
     assert all(replaced())
     unregister()
     assert not any(replaced())
+    assert "inference" not in vars(KNNPostprocessor)
     register()
     assert all(replaced())
 

@@ -1,4 +1,4 @@
-"""OpenOOD's untouched scripts on a GPU: the figures of the CPU, cached features there, too."""
+"""OpenOOD's untouched scripts on a GPU give the results of the CPU, from cached features as well."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ON_IMAGES = ["rankfeat"]
 OURS = ["adascale", "adascale_logit", "optfs"]
 
 
-def test_a_comparison(run_script, run_root, tmp_path):
+def test_tables_on_gpu_equal_those_on_cpu(run_script, run_root, tmp_path):
     names = ",".join([*FROM_FEATURES, *ON_IMAGES, *OURS])
     command = [
         "-m",
@@ -54,7 +54,7 @@ def test_a_comparison(run_script, run_root, tmp_path):
         pd.testing.assert_frame_equal(*mean, atol=3.0, rtol=0, obj=name)
 
 
-def test_imagenet(run_script, imagenet_checkpoint):
+def test_eval_ood_imagenet_writes_a_table(run_script, imagenet_checkpoint):
     """`net.cuda()` as the script has it, shuffled loaders, a search."""
     run_script(
         ["scripts/eval_ood_imagenet.py", "--ckpt-path", imagenet_checkpoint, "--postprocessor", "adascale", "--save-csv",

@@ -100,7 +100,7 @@ def test_results_without_search_on_the_full_spectrum(digits, reference, common):
 
 @pytest.mark.parametrize("kind", [Plain, OpenOODsWay])
 @pytest.mark.parametrize("cached", [True, False])
-def test_an_image_goes_through_the_network_once(kind, cached, digits, tmp_path, capfd):
+def test_image_goes_through_the_network_once(kind, cached, digits, tmp_path, capfd):
     network, methods = kind().eval(), OpenOODMethods(progress=False)
     several = {name: methods.method(name, network) for name in ("knn", "msp", "react", "vra")}
     loaders = [
@@ -125,7 +125,7 @@ def test_an_image_goes_through_the_network_once(kind, cached, digits, tmp_path, 
     assert "runs on the images" not in capfd.readouterr().err
 
 
-def test_the_network_is_left_as_it_was(digits, capfd, monkeypatch):
+def test_network_is_left_as_it_was(digits, capfd, monkeypatch):
     monkeypatch.setattr(import_hook, "_said", set())
     network = Plain()
     network.train()
@@ -141,7 +141,7 @@ def test_the_network_is_left_as_it_was(digits, capfd, monkeypatch):
     assert "openood:odin: runs on the images: it is not in the list" in printed.err
 
 
-def test_cuda_is_where_the_network_is(digits):
+def test_cuda_calls_go_to_the_device_of_the_network(digits):
     network = Plain().eval()
     want = evaluate(method("temp_scaling", network), digits, search=False, progress=False)
     with CUDA.going_to(torch.device("meta")):

@@ -1,4 +1,4 @@
-"""The plugin's parts by themselves, on modules that imitate OpenOOD's."""
+"""Fixtures of the plugin's tests, which run without OpenOOD."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import torch
 from openood_support import fake, run
 
 from openood_adascale.plugin import import_hook, system
+from openood_adascale.plugin.import_hook import Changes
 from openood_adascale.plugin.registration import register, unregister
-from openood_adascale.plugin.system import CudaRedirection, Stubs
+from openood_adascale.plugin.system import CudaRedirection, stub_for_missing_package
 
 __all__ = ["fake", "run"]
 
 
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything as in a process without the plugin, and no CUDA."""
+    """Unregister the plugin, and hide CUDA."""
     unregister()
     for variable in (import_hook.VARIABLE, system.VARIABLE):
         monkeypatch.delenv(variable, raising=False)
@@ -40,20 +41,20 @@ def cuda(untouched: None) -> Iterator[CudaRedirection]:
 
 
 @pytest.fixture
-def stubs(untouched: None) -> Iterator[Stubs]:
-    """Stubs of the test's own."""
-    own = Stubs()
-    yield own
-    own.undo()
+def changes() -> Iterator[Changes]:
+    """Changes to the classes of modules that miss a package."""
+    made = Changes()
+    yield made
+    made.undo()
 
 
 @pytest.fixture
-def openood_module(cuda: CudaRedirection, stubs: Stubs) -> Callable[..., Any]:
-    """openood_module(name, source): an OpenOOD module of that name after the plugin has seen it executed."""
+def openood_module(cuda: CudaRedirection, changes: Changes) -> Callable[..., Any]:
+    """openood_module(name, source): an OpenOOD module of that name, executed with the plugin."""
 
     def make(name: str, source: str = "import torch") -> Any:
         module = ModuleType(name)
-        with stubs.during(module):
+        with stub_for_missing_package(module, changes):
             exec(dedent(source), vars(module))
         cuda.redirect(module)
         return module

@@ -1,4 +1,4 @@
-"""torch's autoload and what switches it off: inert without OpenOOD, silent, and never in the way of ``import torch``."""
+"""PyTorch's autoload of the plugin, and ``OPENOOD_ADASCALE_DISABLE``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from openood_support import AUTOLOAD, CHECK, REGISTER, UNREGISTERED, Run
 
 
-@pytest.mark.parametrize("value", ["1", "all", "TRUE", "register, all"])
+@pytest.mark.parametrize("value", ["1", "TRUE", "register, all"])
 def test_disable_all_leaves_the_process_alone(run: Run, value: str) -> None:
     done = run(
         "finders = list(sys.meta_path)",
@@ -27,7 +27,7 @@ def test_disable_register_leaves_the_tables_alone(run: Run) -> None:
     run(AUTOLOAD, UNREGISTERED, OPENOOD_ADASCALE_DISABLE="register")
 
 
-@pytest.mark.parametrize("value", ["", "0", "device,stubs", " Device "])
+@pytest.mark.parametrize("value", ["", "0", " Device ,stubs"])
 def test_other_values_of_disable_still_register(run: Run, value: str) -> None:
     assert run(AUTOLOAD, CHECK, OPENOOD_ADASCALE_DISABLE=value).stderr == ""
 
@@ -45,33 +45,19 @@ def test_unknown_word_is_printed_once_and_ignored(run: Run) -> None:
 @pytest.mark.parametrize("broken", ["registration", "postprocessor"])
 def test_broken_installation_leaves_openood_as_it_is(run: Run, broken: str) -> None:
     module = f"openood_adascale.plugin.{broken}"
-    done = run(
-        f"import sys; sys.modules[{module!r}] = None", AUTOLOAD, UNREGISTERED_BUT_FOR_PIPELINES, ours=False
-    )
+    check = """
+        from openood.evaluation_api import Evaluator, postprocessor
+        assert list(postprocessor.postprocessors) == ['msp'] and Evaluator('msp')
+        """
+    done = run(f"import sys; sys.modules[{module!r}] = None", AUTOLOAD, check, ours=False)
     assert done.stderr.count("\n") == 1, done.stderr
     assert module in done.stderr
 
 
 @pytest.mark.parametrize("broken", ["openood_adascale", "openood_adascale.plugin.import_hook"])
 def test_broken_package_does_not_break_import_torch(run: Run, broken: str) -> None:
-    """Every program that imports torch comes by here."""
     done = run(f"import sys; sys.modules[{broken!r}] = None", AUTOLOAD, UNREGISTERED, ours=False)
     assert done.stderr == ""
-
-
-UNREGISTERED_BUT_FOR_PIPELINES = """
-from openood.evaluation_api import Evaluator, postprocessor
-assert list(postprocessor.postprocessors) == ['msp'] and Evaluator('msp')
-"""
-
-
-def test_autoload_raises_nothing(run: Run) -> None:
-    run("import openood_adascale.plugin.import_hook as f; f.Finder.wait = None", AUTOLOAD, UNREGISTERED)
-    run("import openood_adascale.plugin.import_hook as p; del p.switched_off", AUTOLOAD, UNREGISTERED)
-    run(
-        "import sys; sys.stderr = None",
-        "from openood_adascale.plugin.import_hook import say; say('nothing to say it to')",
-    )
 
 
 def test_autoload_is_inert_without_openood(run: Run) -> None:
@@ -96,18 +82,11 @@ def test_autoload_is_inert_without_openood(run: Run) -> None:
     assert done.stderr == ""
 
 
-def test_importing_the_package_changes_nothing(run: Run) -> None:
+def test_importing_the_package_changes_nothing_and_needs_no_torch(run: Run) -> None:
     run(
-        "before = list(sys.meta_path)",
+        "import sys; before = list(sys.meta_path)",
         "import openood_adascale, openood_adascale.plugin.registration",
         "assert sys.meta_path == before",
-        UNREGISTERED,
-    )
-
-
-def test_importing_the_package_needs_neither_torch_nor_numpy_nor_openood(run: Run) -> None:
-    run(
-        "import sys, openood_adascale, openood_adascale.plugin.registration",
         "assert not {'torch', 'numpy', 'openood', 'multiprocessing'} & set(sys.modules)",
         ours=False,
     )

@@ -1,4 +1,4 @@
-"""The import hook: OpenOOD's modules look as without it, others keep their say, half-initialised modules come later."""
+"""The import hook, with an imitation of OpenOOD in fresh processes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_reload_patches_again(run: Run) -> None:
     )
 
 
-def test_lazy_loader(run: Run) -> None:
+def test_lazily_loaded_module_is_patched(run: Run) -> None:
     run(
         REGISTER,
         """
@@ -83,8 +83,7 @@ def test_lazy_loader(run: Run) -> None:
     )
 
 
-def test_other_finders_keep_their_say(run: Run) -> None:
-    """A finder before ours and one after it, as of other hooks, are asked and see OpenOOD's modules."""
+def test_finders_of_other_hooks_are_asked(run: Run) -> None:
     run(
         """
         seen = []
