@@ -26,17 +26,12 @@ FONTS = (
 )
 SYMBOL_FONTS = FONTS[:3]
 
-SIZES = (16, 27)
-"""Half-open range of a glyph's longer side, in pixels."""
-ROTATION = 12.0
-"""Largest rotation in either direction, in degrees."""
-CONTRAST = 80.0
-"""Smallest difference of luminance between glyph and background, out of 255."""
-PATCH = 64
-"""Side of the square cut from a photo, in pixels."""
+_SIZES = (16, 27)  # half-open range of a glyph's longer side, in pixels
+_ROTATION = 12.0  # largest rotation in either direction, in degrees
+_CONTRAST = 80.0  # smallest difference of luminance between glyph and background, out of 255
+_PATCH = 64  # side of the square cut from a photo, in pixels
 TEXTURE = 15.0
 """Smallest standard deviation of a photo patch, out of 255; flatter patches are empty sky or shadow."""
-
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 _OVERSAMPLING = 2
 _REFERENCE = 64
@@ -94,9 +89,6 @@ def load_data(
         test: Number of ID test images.
         ood: Number of images of each OOD dataset and of the OOD validation images.
 
-    Returns:
-        The images with their labels.
-
     Example:
         >>> data = load_data(train=52, val=26, test=26, ood=6)
         >>> data.train.shape
@@ -106,38 +98,30 @@ def load_data(
     splits = [render_characters(LETTERS, count, rng) for count in (train, val, test)]
     scripts = {"cyrillic": (CYRILLIC, FONTS), "maths": (MATHS, FONTS), "symbols": (SYMBOLS, SYMBOL_FONTS)}
     near = {
-        name: render_characters(ood_characters(characters), ood, rng, fonts)[0]
+        name: render_characters(split(characters)[0], ood, rng, fonts)[0]
         for name, (characters, fonts) in scripts.items()
     }
-    counts = [len(part) for part in np.array_split(np.arange(ood), len(scripts))]
-    ood_val = [
-        render_characters(validation_characters(characters), count, rng, fonts)[0]
-        for count, (characters, fonts) in zip(counts, scripts.values(), strict=True)
-    ]
+    ood_val = []
+    for part, (characters, fonts) in zip(np.array_split(np.arange(ood), 3), scripts.values(), strict=True):
+        ood_val.append(render_characters(split(characters)[1], len(part), rng, fonts)[0])
     photos = load_sample_images()
     far = {
-        f"photo_{Path(name).stem}": cut_patches(photo, ood, rng)
+        f"photo_{Path(name).stem}": _cut_patches(photo, ood, rng)
         for name, photo in zip(photos.filenames, photos.images, strict=True)
     }
     return DemoData(*splits[0], *splits[1], *splits[2], near, far, np.concatenate(ood_val))
 
 
-def validation_characters(characters: str) -> str:
-    """Return every third character, kept for the OOD validation images."""
-    return characters[2::3]
-
-
-def ood_characters(characters: str) -> str:
-    """Return the characters of the OOD test images."""
-    return "".join(c for c in characters if c not in validation_characters(characters))
+def split(characters: str) -> tuple[str, str]:
+    """Return the characters of the OOD test images, and every third one, kept for the OOD validation images."""
+    validation = characters[2::3]
+    return "".join(one for one in characters if one not in validation), validation
 
 
 def render_characters(
     characters: str, count: int, rng: np.random.Generator, fonts: Sequence[str] = FONTS
 ) -> tuple[Images, NDArray[np.int64]]:
-    """Render images of single characters, each character equally often.
-
-    Font, size, position, rotation and colours are random.
+    """Render images of single characters, each equally often; font, size, place, rotation and colours are random.
 
     Args:
         characters: Characters to draw.
@@ -158,7 +142,7 @@ def render_characters(
 def _render(character: str, font: str, rng: np.random.Generator) -> Images:
     canvas = SIDE * _OVERSAMPLING
     left, top, right, bottom = _font(font, _REFERENCE).getbbox(character)
-    longer = rng.integers(*SIZES) * _OVERSAMPLING
+    longer = rng.integers(*_SIZES) * _OVERSAMPLING
     scaled = _font(font, max(1, round(_REFERENCE * longer / max(right - left, bottom - top))))
     left, top, right, bottom = scaled.getbbox(character)
     width, height = right - left, bottom - top
@@ -166,7 +150,7 @@ def _render(character: str, font: str, rng: np.random.Generator) -> Images:
     mask = Image.new("L", (canvas, canvas))
     ImageDraw.Draw(mask).text((x - left, y - top), character, fill=255, font=scaled)
     mask = mask.rotate(
-        rng.uniform(-ROTATION, ROTATION), Image.Resampling.BILINEAR, center=(x + width / 2, y + height / 2)
+        rng.uniform(-_ROTATION, _ROTATION), Image.Resampling.BILINEAR, center=(x + width / 2, y + height / 2)
     ).resize((SIDE, SIDE), Image.Resampling.BOX)
     opacity = np.asarray(mask, np.float32)[..., None] / 255
     foreground, background = _colours(rng)
@@ -177,7 +161,7 @@ def _colours(rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw two colours that differ in luminance."""
     while True:
         pair = rng.integers(0, 256, (2, 3))
-        if abs((pair[0] - pair[1]) @ _LUMINANCE) >= CONTRAST:
+        if abs((pair[0] - pair[1]) @ _LUMINANCE) >= _CONTRAST:
             return pair
 
 
@@ -186,21 +170,12 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")), size)
 
 
-def cut_patches(photo: Images, count: int, rng: np.random.Generator) -> Images:
-    """Cut random square patches with some texture from a photo.
-
-    Args:
-        photo: uint8 array of shape (height, width, 3).
-        count: Number of patches.
-        rng: Source of randomness.
-
-    Returns:
-        uint8 array of shape (count, 32, 32, 3).
-    """
+def _cut_patches(photo: Images, count: int, rng: np.random.Generator) -> Images:
+    """Cut random square patches with some texture from a photo."""
     patches: list[Images] = []
     while len(patches) < count:
-        top, left = (int(rng.integers(0, length - PATCH + 1)) for length in photo.shape[:2])
-        square = Image.fromarray(photo[top : top + PATCH, left : left + PATCH])
+        top, left = (int(rng.integers(0, length - _PATCH + 1)) for length in photo.shape[:2])
+        square = Image.fromarray(photo[top : top + _PATCH, left : left + _PATCH])
         patch = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BOX))
         if patch.std((0, 1)).mean() >= TEXTURE:
             patches.append(patch)

@@ -12,23 +12,19 @@ LABEL_SMOOTHING = 0.1
 
 
 class SmallConvNet(nn.Module):
-    """Convolutional network with batch norm for 32×32 images.
+    """Convolutional network with batch norm and 256 features for 32×32 images."""
 
-    Args:
-        classes: Number of classes.
-        widths: Output channels of the convolutions. The last one is the number of features.
-    """
-
-    def __init__(self, classes: int, widths: tuple[int, ...] = (16, 32, 64, 256)) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        inputs = 3
-        for index, width in enumerate(widths):
-            stride = 1 if index == 0 else 2
-            layers += [nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-            inputs = width
+        for inputs, outputs, stride in ((3, 16, 1), (16, 32, 2), (32, 64, 2), (64, 256, 2)):
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
         self.features = nn.Sequential(*layers)
-        self.fc = nn.Linear(inputs, classes)
+        self.fc = nn.Linear(256, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of shape (B, classes) for images of shape (B, 3, 32, 32)."""
@@ -45,7 +41,7 @@ def train(
     batch_size: int = 64,
     progress: bool | None = None,
 ) -> SmallConvNet:
-    """Train the demo's network on the CPU.
+    """Train the demo's network on the CPU and return it in eval mode.
 
     SGD with Nesterov momentum, a one-cycle learning rate, weight decay 5e-4 and label smoothing 0.1.
     The global random state is left as it was.
@@ -58,9 +54,6 @@ def train(
         epochs: Number of epochs.
         batch_size: Images per training step.
         progress: Show a progress bar (default: only on a terminal).
-
-    Returns:
-        The trained network in eval mode.
     """
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):

@@ -20,8 +20,9 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.result import Result
 from ..report.render import write_report
 from ..report.run import Run, write_run
+from ..report.tables import one_decimal
 from .data import DemoData, Images, load_data
-from .figures import Example, draw_story, typical_image
+from .figures import draw_story
 from .network import EPOCHS, train
 
 
@@ -92,23 +93,24 @@ def run(
         trained = time.perf_counter() - start
         detectors = {name: method.detector(network, **method.defaults) for name, method in METHODS.items()}
         results = evaluate(detectors, make_benchmark(data, folder=output / "images"), progress=progress)
-    names = {name: method.label for name, method in METHODS.items()}
-    settings = {name: detector.settings.as_dict() for name, detector in detectors.items()}
-    title = "Demo: letters against other characters and photos"
     found = Run.from_results(
-        results, names, settings, id="letters", network="a small convolutional network", title=title
+        results,
+        settings={name: detector.settings.as_dict() for name, detector in detectors.items()},
+        id="letters",
+        network="a small convolutional network",
+        title="Demo: letters against other characters and photos",
     )
     write_run(found, output)
     page = write_report(found, output / "report")
     story = output / "story.png"
-    _draw_story(results["adascale"], data).savefig(story, dpi=150)
+    draw_story(results["adascale"], data).savefig(story, dpi=150)
     if verbose:
-        for name, result in results.items():
-            print(names[name], result.table.to_string(float_format="{:.2f}".format), sep="\n", end="\n\n")
+        for method in found.methods:
+            print(method.label, method.table.to_string(float_format="{:.2f}".format), sep="\n", end="\n\n")
     table = summarise(results)
     accuracy = float(results["msp"].table["ACC"].iloc[0])
     print(f"Trained on {len(data.train)} letters in {trained:.0f} s; test accuracy {accuracy:.1f} %.\n")
-    print(table.round(1).to_string(float_format="{:.1f}".format))
+    print(table.to_string(float_format=one_decimal))
     print(
         f"\nOne network on small images: an example, not a ranking of methods. Took {time.perf_counter() - start:.0f} s."
         f"\nReport: {page}\nFigure: {story}"
@@ -118,37 +120,10 @@ def run(
 
 def summarise(results: Mapping[str, Result]) -> pd.DataFrame:
     """Return near- and far-OOD means of all methods, one row each."""
-    rows = {
-        METHODS[name].label: {
-            f"{side} {metric}": result.table.loc[f"{side}ood", metric]
-            for side in ("near", "far")
-            for metric in ("FPR@95", "AUROC")
-        }
-        for name, result in results.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _draw_story(result: Result, data: DemoData) -> Any:
-    """Draw an ID and an OOD image, the percentiles that AdaSCALE chose, and its scores."""
-    groups = {"ID": ("id",), "near-OOD": result.near, "far-OOD": result.far}
-    own = {name: np.asarray(one.percentiles) for name, one in result.images.items()}
-    percentiles, scores = (
-        {group: np.concatenate([values[name] for name in names]) for group, names in groups.items()}
-        for values in (own, result.scores)
-    )
-
-    def example(group: str, name: str, images: Images, shows: str) -> Example:
-        place = typical_image(own[name], result.scores[name])
-        predicted = data.classes[int(result.images[name].predictions[place])]
-        caption = f"{shows}; the network says {predicted}"
-        return Example(
-            images[place], group, caption, float(own[name][place]), float(result.scores[name][place])
+    rows = {}
+    for name, result in results.items():
+        rows[METHODS[name].label] = (
+            result.table.loc[["nearood", "farood"], ["FPR@95", "AUROC"]].to_numpy().ravel()
         )
-
-    near = result.near[-1]
-    examples = (
-        example("ID", "id", data.test, "a letter"),
-        example("near-OOD", near, data.near[near], f"one of the {near}"),
-    )
-    return draw_story(percentiles, scores, examples)
+    columns = ["near FPR@95", "near AUROC", "far FPR@95", "far AUROC"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

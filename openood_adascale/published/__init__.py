@@ -7,20 +7,23 @@ source.
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 
 import pandas as pd
 
-PAPER_SETS = {
-    "near": frozenset({"ssb_hard", "ninco", "imagenet_o"}),
-    "far": frozenset({"inaturalist", "openimage_o", "textures", "places"}),
+_IMAGENET = {"nearood": {"ssb_hard", "ninco"}, "farood": {"inaturalist", "openimage_o", "textures"}}
+_CIFAR_FAR = {"mnist", "svhn", "texture", "places365"}
+_OPENOOD_SETS = {
+    "imagenet": _IMAGENET,
+    "imagenet200": _IMAGENET,
+    "cifar10": {"nearood": {"cifar100", "tin"}, "farood": _CIFAR_FAR},
+    "cifar100": {"nearood": {"cifar10", "tin"}, "farood": _CIFAR_FAR},
 }
-"""The OOD sets behind the paper's two averages. OpenOOD's own averages do not include ImageNet-O and Places."""
-
-_DEVIATION = (
-    "the authors' RegNet files for AdaSCALE-A were made with k2 = 30 %, while Table 13 says k2 = 50 %: a run with Table "
-    "13's settings need not reproduce them"
-)
+_PAPER_SETS = {
+    "near-average": {"ssb_hard", "ninco", "imagenet_o"},
+    "far-average": {"inaturalist", "openimage_o", "textures", "places"},
+}
 
 
 def _read(name: str) -> pd.DataFrame:
@@ -38,23 +41,33 @@ def hyperparameters() -> pd.DataFrame:
     return _read("hyperparameters.csv")
 
 
+def presets() -> pd.DataFrame:
+    """Return :func:`hyperparameters` by the ``name`` of their YAML files for OpenOOD, such as ``adascale_vit_b_16``."""
+    table = hyperparameters()
+    names = []
+    for variant, dataset, network in table[["variant", "dataset", "network"]].itertuples(index=False):
+        method = "adascale" if variant == "A" else "adascale_logit"
+        parts = [method, network] if dataset == "imagenet" else [method, dataset, network]
+        names.append(re.sub(r"[^0-9a-z]+", "_", "_".join(parts).lower()))
+    table.insert(0, "name", names)
+    return table
+
+
 def results() -> pd.DataFrame:
     """Return the published results, one row per network, method and OOD set.
 
     Columns: dataset, network, method, scheme (``ood`` or ``fsood``), ood_set, fpr95 and auroc (percent),
     source, and note (a caveat for comparisons, or empty).
 
-    ``ood_set`` is one of OpenOOD's sets; or OpenOOD's averages ``nearood`` / ``farood``; or the paper's
-    ``near-average`` / ``far-average`` over :data:`PAPER_SETS`, which are other averages.
+    ``ood_set`` is one of OpenOOD's sets; or OpenOOD's averages ``nearood`` / ``farood``; or the paper's ``near-average`` /
+    ``far-average``, which are over more sets (:func:`averaged_sets`).
     """
-    table = _read("published_results.csv").assign(note="")
-    listed = set(hyperparameters()[["dataset", "network"]].itertuples(index=False, name=None))
-    from_files = table["source"].str.startswith("the authors' OpenOOD")
-    for (dataset, network), rows in table[from_files].groupby(["dataset", "network"]):
-        if (dataset, network) not in listed:
-            table.loc[rows.index, "note"] = (
-                f"Tables 13 and 14 list no settings for {network} on {dataset}: those of the authors' files are unknown"
-            )
-    regnet = from_files & (table["network"] == "regnet-y-16gf") & (table["method"] == "AdaSCALE-A")
-    table.loc[regnet, "note"] = _DEVIATION
-    return table
+    return _read("published_results.csv").fillna({"note": ""})
+
+
+def averaged_sets(dataset: str, ood_set: str) -> set[str] | None:
+    """Return the OOD sets behind an average of :func:`results`, or None if ``ood_set`` is no average.
+
+    The paper's averages are also over ImageNet-O (near) and Places (far), which OpenOOD's do not include.
+    """
+    return {**_OPENOOD_SETS[dataset], **_PAPER_SETS}.get(ood_set)

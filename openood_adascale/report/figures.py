@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle, StepPatch
 
+from ..io import printable
 from ..metrics import roc
 from .names import shortened
+from .tables import one_decimal
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours, which can be told apart with any colour vision."""
@@ -85,7 +87,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _name(name: str) -> str:
-    return shortened(name, 40)
+    return shortened(printable(name), 40)
 
 
 @_drawn
@@ -113,7 +115,7 @@ def methods(panels: Mapping[str, np.ndarray], tints: Mapping[str, str], publishe
         # All values in one column at the right are easy to read, and never over a dot.
         for row in rows[~np.isnan(mean)]:
             axis.text(
-                1.03, row, f"{mean[row]:.1f}", transform=axis.get_yaxis_transform(), va="center", fontsize=8.5,
+                1.03, row, one_decimal(mean[row]), transform=axis.get_yaxis_transform(), va="center", fontsize=8.5,
                 color=inks[row], style="italic" if published[row] else "normal",
             )  # fmt: skip
         margin = max(0.08 * (np.nanmax(high) - np.nanmin(low)), 0.5)
@@ -132,29 +134,21 @@ def methods(panels: Mapping[str, np.ndarray], tints: Mapping[str, str], publishe
 
 @_drawn
 def rocs(
-    scores: Mapping[str, Mapping[str, np.ndarray]],
-    near: Sequence[str],
-    far: Sequence[str],
-    tint: Mapping[str, str],
+    scores: Mapping[str, Mapping[str, np.ndarray]], sets: Sequence[str], tint: Mapping[str, str]
 ) -> Figure:
-    """Draw ROC curves of all methods, a panel per OOD set (four in a row).
+    """Draw ROC curves of all methods, a panel per OOD set.
 
     Args:
         scores: By label and set.
-        near: Names of the near-OOD sets.
-        far: Names of the far-OOD sets.
+        sets: Names of the OOD sets.
         tint: Colour by label.
     """
-    count = len(near) + len(far)
-    across = max(2, min(4, count if count <= 4 else max(len(near), len(far))))
-    # More than a row: the far sets begin one of their own.
-    first_far = len(near) if count <= across else across * -(-len(near) // across)
-    down = -(-(first_far + len(far)) // across)
+    down = -(-len(sets) // 4)
+    across = max(2, -(-len(sets) // down))
     figure = _figure(2.75 * across, 2.65 * down + 0.6)
-    grid = figure.add_gridspec(down, across)
     lines = {}
-    for index, name in [*enumerate(near), *enumerate(far, first_far)]:
-        axis = figure.add_subplot(grid[divmod(index, across)])
+    for index, name in enumerate(sets, 1):
+        axis = figure.add_subplot(down, across, index)
         axis.axhline(95, color=MUTED, lw=0.8, ls=(0, (3, 2)))
         for label, own in scores.items():
             if name in own:
@@ -163,7 +157,7 @@ def rocs(
                 grey = tint[label] == OTHER
                 style: Any = {"color": tint[label], "lw": 0.8 if grey else 1.5, "zorder": 2 if grey else 3}
                 (line,) = axis.plot(100 * fpr[some], 100 * tpr[some], **style)
-                lines["other methods" if grey else shortened(label, 24)] = line
+                lines["other methods" if grey else shortened(printable(label), 24)] = line
         axis.set(xlim=(0, 100), ylim=(0, 101), aspect="equal")
         axis.set_xticks([0, 50, 100])
         axis.set_yticks([0, 50, 95])
@@ -247,7 +241,7 @@ def search_map(aurocs: pd.DataFrame) -> Figure:
         ink = "#ffffff" if values[row, column] <= middle else "#000000"
         is_best = (row, column) == best
         axis.text(
-            column + 0.5, row + 0.5, f"{values[row, column]:.1f}", ha="center", va="center", fontsize=8, color=ink,
+            column + 0.5, row + 0.5, one_decimal(values[row, column]), ha="center", va="center", fontsize=8, color=ink,
             weight="bold" if is_best else "normal",
         )  # fmt: skip
         if is_best or aurocs.index[row] == aurocs.columns[column]:

@@ -6,25 +6,25 @@ import base64
 import functools
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ..data.decoding import read_image
-from ..errors import ImageError, ResultError
-from ..io import printable
+from ..errors import ImageError
 from ..metrics import score_kept
-from .names import label_of, shortened
-from .run import MethodResult, Run
+from .names import shortened
+from .run import IMAGE_COLUMNS, MethodResult, Run
 
 TPR = 0.95
 """Share of the ID images that the threshold accepts."""
 _SIDE, _TINY = 144, 64  # pixels of a thumbnail; images up to the second are lossless
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """An image with its captions."""
 
     source: str
@@ -33,12 +33,8 @@ class Card:
     lines: list[str]
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Rows of images under one heading."""
-
-    title: str
-    rows: list[tuple[str, list[Card]]]
+Panel = tuple[str, list[tuple[str, list[Card]]]]
+"""A heading, and rows of images, each with a title."""
 
 
 @dataclass
@@ -51,28 +47,6 @@ class Gallery:
     notes: list[str] = field(default_factory=list)
 
 
-def chosen_pair(methods: Iterable[MethodResult], names: Sequence[str]) -> tuple[str, str]:
-    """Return the labels of two methods, given by name or label.
-
-    Raises:
-        ResultError: If these are not two different methods.
-    """
-    known = {key.casefold(): one.label for one in methods for key in (one.name, one.label)}
-    names = [name.strip() for name in names]
-    found = [known.get(name.casefold()) or known.get(label_of(name).casefold()) for name in names]
-    if len(found) != 2 or not (found[0] and found[1]) or found[0] == found[1]:
-        labels = ", ".join(dict.fromkeys(known.values()))
-        raise ResultError(f"compare-methods: {', '.join(names)!r}; expected two different ones of {labels}")
-    return found[0], found[1]
-
-
-def _default_pair(labels: Sequence[str]) -> tuple[str, str] | None:
-    """Return AdaSCALE-A, else the best method, and the best other method."""
-    first, *others = sorted(labels, key=lambda label: not label.startswith("AdaSCALE-A"))
-    others.sort(key=lambda label: label.startswith("AdaSCALE"))
-    return (first, others[0]) if others else None
-
-
 def gallery(run: Run, pair: tuple[str, str] | None, limit: int) -> Gallery:
     """Choose and read the images that a report shows.
 
@@ -81,10 +55,10 @@ def gallery(run: Run, pair: tuple[str, str] | None, limit: int) -> Gallery:
         pair: Labels of the two methods that are compared (default: AdaSCALE-A and the best other method).
         limit: Largest number of images in a row.
     """
-    methods = {one.label: one for one in run.ranked() if run.values(one)}
+    tables = {one.label: _images(run, one) for one in run.ranked() if "id" in run.values(one)}
     paths = run.images.groupby("set", sort=False)["path"]
     sets = [key for key in ("id", *run.sets) if key in paths.groups and (paths.get_group(key) != "").all()]
-    if not sets or not methods:
+    if not sets or not tables:
         return Gallery(notes=["No images: the run has no table of images with their files."])
     broken: dict[str, str] = {}
 
@@ -96,91 +70,78 @@ def gallery(run: Run, pair: tuple[str, str] | None, limit: int) -> Gallery:
             broken[path] = str(error)
             return ""
 
-    views = {label: _View(run, method, source) for label, method in methods.items()}
+    def card(image: Any, *lines: str) -> Card:
+        name = "/".join([part for part in re.split(r"[/\\]", image.path) if part][-2:])
+        head = [f"predicted {_class(run, image.prediction)}"] if image.prediction >= 0 else []
+        head += [f"is {_class(run, image.label)}"] if image.label >= 0 and image.set == "id" else []
+        tail = [] if np.isnan(image.percentile) else [f"p = {image.percentile:.2f}"]
+        return Card(source(image.path), shortened(name, 60), [*head, *lines, *tail])
+
+    def fooled(label: str) -> Panel:
+        images = tables[label]
+        threshold = score_kept(np.sort(images["score"][images["set"] == "id"]), TPR)
+        rows = []
+        for key in sets:
+            own, is_id = images[images["set"] == key], key == "id"
+            wrong = own[(own["score"] >= threshold) != is_id]
+            worst = wrong.sort_values("score", ascending=is_id, kind="stable").head(limit)
+            cards = [card(image, f"rank {_percent(image.rank)}") for image in worst.itertuples()]
+            title = f"{title_of(key)}: {len(wrong)} of {len(own)} are {'rejected' if is_id else 'accepted'}"
+            rows += [(title, cards)] if len(own) else []
+        return label, rows
+
+    def disagreement(one: str, other: str, key: str) -> Panel:
+        images = tables[one].assign(other=tables[other]["rank"]).query("set == @key")
+        rows = []
+        for high, low, sign in ((one, other, 1), (other, one, -1)):
+            above = images.assign(above=sign * (images["rank"] - images["other"])).query("above > 0")
+            most = above.sort_values("above", ascending=False, kind="stable").head(limit)
+            cards = [
+                card(image, f"{one}: {_percent(image.rank)}", f"{other}: {_percent(image.other)}")
+                for image in most.itertuples()
+            ]
+            rows.append((f"{high} ranks them higher: {high if key == 'id' else low} is right", cards))
+        return title_of(key), rows
+
+    def title_of(key: str) -> str:
+        return "ID images" if key == "id" else f"{key} ({'near' if key in run.near else 'far'}-OOD)"
+
     made = Gallery()
-    pair = pair or _default_pair(list(methods))
-    if pair and {*pair} <= {*methods}:
+    pair = pair or _default_pair(list(tables))
+    if pair and {*pair} <= {*tables}:
         made.pair = pair
-        made.disagreement = [_disagreement(views[pair[0]], views[pair[1]], key, limit) for key in sets]
-    for label in dict.fromkeys([next(iter(methods)), *(made.pair or ())]):
-        made.methods.append(_fooled(views[label], sets, limit))
-    cards = [card for panel in (*made.methods, *made.disagreement) for _, row in panel.rows for card in row]
-    if broken and not any(card.source for card in cards):
+        made.disagreement = [disagreement(*pair, key) for key in sets]
+    made.methods = [fooled(label) for label in dict.fromkeys([next(iter(tables)), *(made.pair or ())])]
+    cards = [one for panel in (*made.methods, *made.disagreement) for _, row in panel[1] for one in row]
+    if broken and not any(one.source for one in cards):
         made = Gallery(notes=[f"No images: their files cannot be read: {next(iter(broken.values()))}"])
     elif broken:
         made.notes.append(f"{len(broken)} image(s) cannot be read, such as {next(iter(broken.values()))}")
     return made
 
 
-def ranks(id_scores: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return (N,) the percentage of the ID images that score lower, ties counted half."""
-    ordered = np.sort(id_scores)
-    lower, reached = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
-    found: np.ndarray = 50 * (lower + reached) / len(ordered)
-    return found
+def _default_pair(labels: Sequence[str]) -> tuple[str, str] | None:
+    """Return AdaSCALE-A, else the best method, and the best other method."""
+    first, *others = sorted(labels, key=lambda label: not label.startswith("AdaSCALE-A"))
+    others.sort(key=lambda label: label.startswith("AdaSCALE"))
+    return (first, others[0]) if others else None
 
 
-class _View:
-    """A method's scores and ranks by set, and its cards."""
+def _images(run: Run, method: MethodResult) -> pd.DataFrame:
+    """Return the images that a method has scores of, with ``score``, ``percentile`` and ``rank``.
 
-    def __init__(self, run: Run, method: MethodResult, source: Callable[[str], str]) -> None:
-        self.run, self.label, self._source = run, method.label, source
-        self.scores = run.values(method)
-        self.ranks = {key: ranks(self.scores["id"], values) for key, values in self.scores.items()}
-        self._percentiles = run.values(method, "percentile")
-        self._images = dict(list(run.images.groupby("set", sort=False)))
-
-    def card(self, key: str, place: int, lines: Sequence[str]) -> Card:
-        image = self._images[key].iloc[place]
-        predicted, label = (_class(self.run, int(image[name])) for name in ("prediction", "label"))
-        head = [f"predicted {predicted}"] if predicted else []
-        head += [f"is {label}"] if label and key == "id" else []
-        tail = [f"p = {self._percentiles[key][place]:.2f}"] if key in self._percentiles else []
-        name = "/".join([part for part in re.split(r"[/\\]", image["path"]) if part][-2:])
-        return Card(self._source(image["path"]), shortened(printable(name), 60), [*head, *lines, *tail])
+    The rank is the percentage of the ID images that score lower, ties counted half.
+    """
+    score = run.images[f"score_{method.name}"]
+    percentile = run.images.get(f"percentile_{method.name}", np.nan)
+    images = run.images[list(IMAGE_COLUMNS)].assign(score=score, percentile=percentile).dropna(subset="score")
+    ordered = np.sort(images["score"][images["set"] == "id"])
+    lower, reached = (np.searchsorted(ordered, images["score"], side) for side in ("left", "right"))
+    return images.assign(rank=50 * (lower + reached) / len(ordered))
 
 
 def _class(run: Run, number: int) -> str:
-    if number < 0:
-        return ""
-    return shortened(printable(run.classes[number]), 60) if number < len(run.classes) else f"class {number}"
-
-
-def _set_title(run: Run, key: str) -> str:
-    return "ID images" if key == "id" else f"{key} ({'near' if key in run.near else 'far'}-OOD)"
-
-
-def _fooled(view: _View, sets: Sequence[str], limit: int) -> Panel:
-    threshold = score_kept(np.sort(view.scores["id"]), TPR)
-    rows = []
-    for key in [key for key in sets if key in view.scores]:
-        scores = view.scores[key]
-        wrong = np.flatnonzero((scores >= threshold) != (key == "id"))
-        order = np.argsort(scores[wrong] if key == "id" else -scores[wrong], kind="stable")[:limit]
-        said = "rejected" if key == "id" else "accepted"
-        cards = [
-            view.card(key, place, [f"rank {_percent(view.ranks[key][place])}"]) for place in wrong[order]
-        ]
-        rows.append((f"{_set_title(view.run, key)}: {len(wrong)} of {len(scores)} are {said}", cards))
-    return Panel(view.label, rows)
-
-
-def _disagreement(one: _View, other: _View, key: str, limit: int) -> Panel:
-    rows = []
-    if key in one.scores and key in other.scores:
-        first, second = one.ranks[key], other.ranks[key]
-        for high, low, above in ((one, other, first - second), (other, one, second - first)):
-            order = np.argsort(-above, kind="stable")[:limit]
-            cards = [
-                one.card(
-                    key, place,
-                    [f"{one.label}: {_percent(first[place])}", f"{other.label}: {_percent(second[place])}"],
-                )
-                for place in order[above[order] > 0]
-            ]  # fmt: skip
-            right = high.label if key == "id" else low.label
-            rows.append((f"{high.label} ranks them higher: {right} is right", cards))
-    return Panel(_set_title(one.run, key), rows)
+    return shortened(run.classes[number], 60) if number < len(run.classes) else f"class {number}"
 
 
 def _percent(value: float) -> str:

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from ..errors import ResultError
 from ..io import printable
 from ..metrics import fpr95_auroc
 from .names import AVERAGES, SCHEMES, file_names, identify, is_name, label_of, method_of, shortened
-from .run import LARGEST, MethodResult, Run, image_table, read_run, run_file, value_at
+from .run import LARGEST, MethodResult, Run, image_table, read_run, run_file
 from .tables import ResultTable, find_tables, mean_and_std, read_table, table_of
-from .unpickling import NumbersUnpickler, as_array
+from .unpickling import NumbersUnpickler
 
 
 def load(folder: str | Path) -> list[Run]:
@@ -33,19 +32,15 @@ def load(folder: str | Path) -> list[Run]:
     if not folder.is_dir():
         raise ResultError(f"{folder}: no such folder; expected the folder of a run")
     schemes = [scheme for scheme in SCHEMES if run_file(folder, scheme).exists()]
-    runs = [read_run(folder, scheme) for scheme in schemes]
+    runs = [read_run(folder, scheme) for scheme in schemes] or read_openood(folder)
+    for run, scheme in zip(runs, schemes, strict=False):
+        listed = file_names(one.name for one in run.methods)
+        if others := sorted(path.name for path in (folder / scheme).glob("*.csv") if path.stem not in listed):
+            names = shortened(", ".join(others), 200)
+            run.notes.append(f"Left out, not part of the run in {run_file('', scheme)}: {names}.")
     for run in runs:
-        listed = {f"{name}.csv" for name in file_names(one.name for one in run.methods)}
-        tables, _ = find_tables(folder / run.scheme)
-        if others := [path.name for path in tables if path.name not in listed]:
-            run.notes.append(
-                f"Left out, not part of the run in run.json: {shortened(', '.join(others), 200)}."
-            )
-    return [replace(run, title=run.title or _title(folder)) for run in runs] or read_openood(folder)
-
-
-def _title(folder: Path) -> str:
-    return Path(os.path.abspath(folder)).name
+        run.title = run.title or Path(os.path.abspath(folder)).name
+    return runs
 
 
 class Saved(NamedTuple):
@@ -59,13 +54,14 @@ class Saved(NamedTuple):
     labels: np.ndarray | None
     """Labels of the ID images, which show their order."""
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> ResultTable:
         """Return FPR@95, AUROC and accuracy in percent."""
         rows = {
             name: dict(zip(("FPR@95", "AUROC"), fpr95_auroc(self.id, values), strict=True))
             for name, values in {**self.near, **self.far}.items()
         }
-        return table_of(rows, list(self.near), list(self.far)).assign(ACC=self.accuracy)
+        table = table_of(rows, list(self.near), list(self.far)).assign(ACC=self.accuracy)
+        return ResultTable(tuple(self.near), tuple(self.far), table)
 
 
 def read_openood(folder: str | Path) -> list[Run]:
@@ -105,20 +101,14 @@ def read_openood(folder: str | Path) -> list[Run]:
         several = "; ".join(sorted(" ".join(filter(None, one)) for one in found))
         raise ResultError(f"{folder}: several runs ({several}); expected the folder of one of them")
     dataset, network, training = next(iter(found), (None, None, None))
+    settings = {"training": training} if training else {}
     runs = []
     for scheme in SCHEMES:
         if tables[scheme] or scores[scheme]:
             notes: list[str] = []
             merged = {name: _merged(folder, name, some, notes) for name, some in tables[scheme].items()}
-            settings = {"training": training} if training else {}
-            about = {
-                "id": dataset,
-                "network": network,
-                "title": _title(folder),
-                "date": "",
-                "settings": settings,
-            }
-            runs.append(_run(merged, scores[scheme], notes, scheme=scheme, **about))
+            about = {"scheme": scheme, "id": dataset, "network": network, "date": "", "settings": settings}
+            runs.append(_run(merged, scores[scheme], notes, **about))
     if not runs:
         reasons = "".join(f"; left out: {reason}" for reason in left_out)
         raise ResultError(
@@ -150,9 +140,8 @@ def _merged(folder: Path, name: str, found: list[tuple[Path, ResultTable]], note
 def _run(
     tables: Mapping[str, ResultTable], scores: Mapping[str, Saved], notes: list[str], **about: Any
 ) -> Run:
+    """Return the run of all methods; a method's table is computed from its scores if there is no table."""
     methods: list[MethodResult] = []
-    near: dict[str, None] = {}
-    far: dict[str, None] = {}
     values: dict[str, dict[str, np.ndarray]] = {}
     counts: dict[str, int] = {}
     orders = [saved.labels for saved in scores.values() if saved.labels is not None]
@@ -161,44 +150,31 @@ def _run(
             "The saved scores are of images in different orders, as eval_ood_imagenet.py's loaders shuffle: intervals of "
             "differences between methods are too wide."
         )
-    for name in dict.fromkeys((*tables, *scores)):
-        label, known = label_of(name), method_of(name)[0]
-        label = f"{known} ({name})" if known and label == name else label
-        saved = scores.get(name)
-        if saved is None:
-            table = tables[name]
+    for name, saved in scores.items():
+        own = {"id": saved.id, **saved.near, **saved.far}
+        if all(counts.setdefault(key, len(part)) == len(part) for key, part in own.items()):
+            values[f"score_{name}"] = own
         else:
-            computed = saved.table()
-            table = tables.get(name, ResultTable(tuple(saved.near), tuple(saved.far), computed))
-            notes += _differences(label, table, computed)
-            own = {"id": saved.id, **saved.near, **saved.far}
-            if all(counts.setdefault(key, len(part)) == len(part) for key, part in own.items()):
-                values[f"score_{name}"] = own
-            else:
-                notes.append(f"{label}: scores left out; they are of other numbers of images")
-        near |= dict.fromkeys(table.near)
-        far |= dict.fromkeys(table.far)
+            notes.append(f"{label_of(name)}: scores left out; they are of other numbers of images")
+    computed = {name: saved.table() for name, saved in scores.items()}
+    found = {**tables, **computed, **tables}  # the tables' order first
+    near = list(dict.fromkeys(one for table in found.values() for one in table.near))
+    far = [one for table in found.values() for one in table.far if one not in near]
+    for name, table in found.items():
+        label, known = label_of(name), method_of(name)[0]
+        label = f"{known} ({name})" if known and label == name else label  # a preset
         methods.append(MethodResult(name, table.mean, label, table.std))
-    for method in methods:
-        if {*method.table.index} - {*AVERAGES} != {*near, *far}:
-            notes.append(f"{method.label}: evaluated on other OOD sets; its averages are not comparable")
-    others = tuple(name for name in far if name not in near)
+        if {*table.near, *table.far} != {*near, *far}:
+            notes.append(f"{label}: evaluated on other OOD sets; its averages are not comparable")
+        if name in computed and table.std is None:
+            difference = (table.mean - computed[name].mean)["AUROC"].abs().max()
+            if difference > 0.05:
+                notes.append(
+                    f"{label}: AUROC in the table and of the saved scores differ by {difference:.2f} points"
+                )
     images = image_table(values)
     images = images[images["set"].isin(["id", *near, *far])]  # scores can be of more sets than the tables
-    return Run(methods, tuple(near), others, images=images, notes=notes, **about)
-
-
-def _differences(label: str, table: ResultTable, computed: pd.DataFrame) -> list[str]:
-    """Compare the averages of a table with those of saved scores, which can be of different runs."""
-    notes = []
-    for row in AVERAGES:
-        told, saved = value_at(table.mean, row, "AUROC"), value_at(computed, row, "AUROC")
-        if table.std is None and abs(told - saved) > 0.05:
-            notes.append(
-                f"{label}: {row} AUROC is {told:.2f} in the table and {saved:.2f} from the saved scores: one of them is "
-                "older"
-            )
-    return notes
+    return Run(methods, tuple(near), tuple(dict.fromkeys(far)), images=images, notes=notes, **about)
 
 
 def read_scores(path: str | Path) -> dict[str, Saved]:
@@ -236,7 +212,8 @@ def read_scores(path: str | Path) -> dict[str, Saved]:
     )
     if test is None or not (near or far):  # an unfinished evaluation
         return {}
-    id_scores, labels = _scores(path, "id", test), as_array(pairs[0][1])
+    id_scores = _scores(path, "id", test)
+    labels = pairs[0][1] if isinstance(pairs[0][1], np.ndarray) else None
     found = {"ood": Saved(id_scores, near, far, _accuracy(path, pairs[:1]), labels)}
     if shifted and all(entry is not None for entry in shifted.values()):
         parts = [id_scores, *(_scores(path, name, entry) for name, entry in shifted.items())]
@@ -246,8 +223,8 @@ def read_scores(path: str | Path) -> dict[str, Saved]:
 
 def _scores(path: Path, name: str, entry: object) -> np.ndarray:
     """Return the middle one of (prediction, confidence, label)."""
-    scores = as_array(entry[1]) if isinstance(entry, list | tuple) and len(entry) == 3 else None
-    if scores is None or scores.dtype.kind not in "biuf" or (scores.size,) != scores.shape[:1]:
+    scores = entry[1] if isinstance(entry, list | tuple) and len(entry) == 3 else None
+    if not isinstance(scores, np.ndarray) or (scores.size,) != scores.shape[:1]:
         raise ResultError(f"{path}: {name}: expected (prediction, confidence, label), a number per image")
     if scores.size == 0 or np.isnan(scores).any():
         raise ResultError(
@@ -256,14 +233,14 @@ def _scores(path: Path, name: str, entry: object) -> np.ndarray:
     return np.clip(scores.reshape(-1).astype(np.float64), -LARGEST, LARGEST)
 
 
-def _accuracy(path: Path, pairs: Sequence[tuple[object, object]]) -> float:
+def _accuracy(path: Path, pairs: Sequence[tuple[Any, Any]]) -> float:
     """Return the accuracy in percent over pairs of predictions and labels, NaN if some are missing."""
     hits = []
-    for pair in pairs:
-        if any(part is None for part in pair):
+    for one, other in pairs:
+        if one is None or other is None:
             return float("nan")
-        one, other = map(as_array, pair)
-        if one is None or other is None or one.shape != other.shape or one.ndim != 1 or not one.size:
+        arrays = isinstance(one, np.ndarray) and isinstance(other, np.ndarray)
+        if not arrays or one.shape != other.shape or one.ndim != 1 or not one.size:
             raise ResultError(f"{path}: predictions and labels do not match; expected a number per image")
         hits.append(one == other)
     return 100 * float(np.concatenate(hits).mean())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ..io import printable
 
 SCHEMES = ("ood", "fsood")
 AVERAGES = ("nearood", "farood")
-DATASETS = ("imagenet200", "imagenet", "cifar100", "cifar10")  # a name before its own prefix
+DATASETS = ("imagenet200", "imagenet", "cifar100", "cifar10")
 
 _PUBLISHED = {
     **{
@@ -52,8 +53,11 @@ NETWORKS = {
 """The published networks by the spellings in names of folders and presets."""
 
 _SET_ALIASES = {"openimageo": "openimage_o", "imageneto": "imagenet_o", "place365": "places365"}
-_INSIDE_A_RUN = re.compile(r"s\d+|ood|fsood|scores")
-_MAIN_PY = re.compile(r"(?P<network>.+?)_test_(?:fs)?ood(?:_aps)?_(?P<scheme>fsood|ood)_(?P<tail>.+)")
+_DATASET = f"({'|'.join(DATASETS)})"
+_NETWORK = f"({'|'.join(sorted(NETWORKS, key=len, reverse=True))})"
+_PRESET = re.compile(f"(adascale_logit|adascale)_(?:{_DATASET}_)?{_NETWORK}")
+_MAIN_PY = re.compile(f"{_DATASET}_(.+?)_test_(?:fs)?ood(?:_aps)?_(fsood|ood)_(.+)")
+_EVAL_OOD = re.compile(f"{_DATASET}_(?:{_NETWORK}(?![^_])|([^_]+))_?([^_]*)")
 
 
 def shortened(text: str, limit: int = 80) -> str:
@@ -92,13 +96,14 @@ def file_names(names: Iterable[str]) -> list[str]:
     taken: set[str] = set()
     for name in names:
         slug = re.sub(r"(?:[^\w.-]|_)+", "_", printable(name)).strip("_.") or "unnamed"
-        while len(slug.encode()) > 150:  # file systems allow 255 bytes
-            slug = slug[:-1]
-        number, one = 1, slug
-        while (key := unicodedata.normalize("NFKC", one).casefold()) in taken:
-            number, one = number + 1, f"{slug}_{number + 1}"
+        slug = slug.encode()[:150].decode(errors="ignore")  # file systems allow 255 bytes
+        for number in itertools.count(1):
+            file = slug if number == 1 else f"{slug}_{number}"
+            key = unicodedata.normalize("NFKC", file).casefold()
+            if key not in taken:
+                break
         taken.add(key)
-        found.append(one)
+        found.append(file)
     return found
 
 
@@ -120,15 +125,9 @@ class Identity:
 def method_of(stem: str) -> tuple[str | None, str | None, str | None]:
     """Return the published method, dataset and network of a postprocessor's or preset's name."""
     words = words_of(stem).removeprefix("openood_")
-    if words in _PUBLISHED:
-        return _PUBLISHED[words], None, None
-    for name in ("adascale_logit", "adascale", "lts", "bfact", "optfs"):  # presets: METHOD_[DATASET_]NETWORK
-        if words.startswith(f"{name}_"):
-            parts = words.removeprefix(f"{name}_").split("_")
-            dataset = next((part for part in parts if part in DATASETS), None)
-            network = NETWORKS.get("_".join(part for part in parts if part != dataset))
-            return (_PUBLISHED[name], dataset, network) if network else (None, None, None)
-    return None, None, None
+    if preset := _PRESET.fullmatch(words):
+        return _PUBLISHED[preset[1]], preset[2], NETWORKS[preset[3]]
+    return _PUBLISHED.get(words), None, None
 
 
 def identify(path: str | Path) -> Identity:
@@ -139,40 +138,25 @@ def identify(path: str | Path) -> Identity:
             ``results/cifar10_resnet18_32x32_test_ood_ood_msp_default/s0/ood/ood.csv``.
     """
     path = Path(os.path.abspath(path))
-    stem = path.stem
-    folders = list(reversed(path.parent.parts))
-    inside = next((i for i, name in enumerate(folders) if not _INSIDE_A_RUN.fullmatch(name)), len(folders))
-    run = folders[inside] if inside < len(folders) else ""
-    scheme = next((name for name in folders[:inside] if name in SCHEMES), None)
-    dataset, rest = _prefix(words_of(run), {name: name for name in DATASETS})
-    if words_of(run) == "ish":  # the authors' folder for ResNet-50 trained with ISH
-        dataset, rest = "imagenet", "resnet50_ish"
-    if dataset is None or not rest:
-        method, dataset, network = method_of(stem)
-        return Identity(stem, method, dataset, network, scheme)
-    if main := _MAIN_PY.fullmatch(rest):
-        network = _prefix(main["network"], NETWORKS)[0] or main["network"]
-        words = main["tail"].split("_")  # POSTPROCESSOR_MARK, both of which may have underscores
-        stems = ["_".join(words[:count]) for count in range(len(words) - 1, 0, -1)] or words
+    folders = list(path.parent.parts)[::-1]
+    inside = list(itertools.takewhile(re.compile(r"s\d+|ood|fsood|scores").fullmatch, folders))
+    run, stem = folders[len(inside)], path.stem
+    scheme = next((name for name in inside if name in SCHEMES), None)
+    words = words_of(run)
+    if words == "ish":  # the authors' folder for ResNet-50 trained with ISH
+        words = "imagenet_resnet50_ish"
+    if found := _MAIN_PY.fullmatch(words):
+        dataset, network, scheme, tail = found.groups()
+        parts = tail.split("_")  # POSTPROCESSOR_MARK, both of which may have underscores
+        stems = ["_".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)] or parts
         stem = next((one for one in stems if method_of(one)[0] or one in LABELS), stems[0])
-        return Identity(stem, method_of(stem)[0], dataset, network, main["scheme"], None, run)
-    network, training = _network_and_training(rest)
-    return Identity(stem, method_of(stem)[0], dataset, network, scheme, training, run)
-
-
-def _network_and_training(rest: str) -> tuple[str, str | None]:
-    network, tail = _prefix(rest, NETWORKS)
-    if network is None:
-        network, _, tail = rest.partition("_")
-    word = tail.partition("_")[0]
-    if weights := re.fullmatch(r"tvsv(\d+)", word):
-        return network, None if weights[1] == "1" else f"torchvision weights V{weights[1]}"
-    return network, None if word in ("", "base", "default") else word
-
-
-def _prefix(words: str, names: Mapping[str, str]) -> tuple[str | None, str]:
-    """Return the value of the longest of ``names`` in front of ``words``, and the rest of ``words``."""
-    for name in sorted(names, key=len, reverse=True):
-        if words == name or words.startswith(f"{name}_"):
-            return names[name], words[len(name) + 1 :]
-    return None, words
+        return Identity(stem, method_of(stem)[0], dataset, NETWORKS.get(network, network), scheme, None, run)
+    if found := _EVAL_OOD.match(words):
+        dataset, published, other, training = found.groups()
+        if weights := re.fullmatch(r"tvsv(\d+)", training):
+            training = "" if weights[1] == "1" else f"torchvision weights V{weights[1]}"
+        elif training in ("base", "default"):
+            training = ""
+        network = NETWORKS[published] if published else other
+        return Identity(stem, method_of(stem)[0], dataset, network, scheme, training or None, run)
+    return Identity(stem, *method_of(stem), scheme)

@@ -60,15 +60,13 @@ class MethodResult:
 
     def value(self, row: str, metric: str) -> tuple[float, float]:
         """Return mean and standard deviation in percent, NaN if unknown."""
-        return value_at(self.table, row, metric), value_at(self.std, row, metric)
 
+        def at(table: Any) -> float:
+            if table is None or row not in table.index or metric not in table.columns:
+                return math.nan
+            return float(table.at[row, metric])
 
-def value_at(table: pd.DataFrame | None, row: str, column: str) -> float:
-    """Return a cell, NaN if the table does not have it."""
-    if table is None or row not in table.index or column not in table.columns:
-        return math.nan
-    found: Any = table.loc[row, column]
-    return float(found)
+        return at(self.table), at(self.std)
 
 
 @dataclass
@@ -205,9 +203,7 @@ def image_table(
     """
     parts = []
     for key in dict.fromkeys(key for values in columns.values() for key in values):
-        found: dict[str, Any] = {
-            name: np.ravel(values[key]) for name, values in columns.items() if key in values
-        }
+        found: dict[str, Any] = {name: np.ravel(own[key]) for name, own in columns.items() if key in own}
         if images and key in images:
             one = images[key]
             found |= {"label": np.asarray(one.labels), "prediction": np.asarray(one.predictions)}
@@ -216,10 +212,8 @@ def image_table(
         counts = sorted({len(values) for values in found.values()})
         if len(counts) > 1 or counts == [0]:
             raise ResultError(f"{key}: {counts} images; expected the same images for all methods")
-        part = pd.DataFrame(
-            {"set": key, "path": "", "label": -1, "prediction": -1}, range(counts[0]), dtype=object
-        )
-        parts.append(part.assign(**found))
+        unknown = {"set": key, "path": "", "label": -1, "prediction": -1}
+        parts.append(pd.DataFrame(unknown, range(counts[0]), dtype=object).assign(**found))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(IMAGE_COLUMNS))
 
 
@@ -250,33 +244,17 @@ def write_run(run: Run, folder: str | Path, save_tables: bool = True) -> Path:
     path, images = run_file(folder, run.scheme), folder / _stem("images", run.scheme)
     for old in (path, images.with_suffix(".parquet"), images.with_suffix(".csv")):
         old.unlink(missing_ok=True)
-    methods = []
+    about: dict[str, Any] = {"format": FORMAT, **vars(run), "methods": []}
     for method, file in zip(run.methods, file_names(one.name for one in run.methods), strict=True):
-        table = folder / run.scheme / f"{file}.csv"
+        table, search = folder / run.scheme / f"{file}.csv", folder / "search" / f"{file}.csv"
         if save_tables or not table.exists():
             save_csv(method.table, table, method.std)
         if method.search is not None:
-            (folder / "search").mkdir(exist_ok=True)
-            with replacing(folder / "search" / f"{file}.csv") as beside:
+            search.parent.mkdir(exist_ok=True)
+            with replacing(search) as beside:
                 method.search.to_csv(beside, index=False)
-        searched = method.search is not None
-        methods.append(
-            {"name": method.name, "label": method.label, "search": searched, "settings": method.settings}
-        )
-    names = (
-        "version",
-        "date",
-        "title",
-        "scheme",
-        "id",
-        "network",
-        "near",
-        "far",
-        "classes",
-        "settings",
-        "notes",
-    )
-    about = {"format": FORMAT, **{name: getattr(run, name) for name in names}, "methods": methods}
+        entry = {"name": method.name, "label": method.label, "search": method.search is not None}
+        about["methods"].append({**entry, "settings": method.settings})
     about["images"] = _write_images(run.images, images)
     with replacing(path) as beside:
         beside.write_text(json.dumps(about, indent=1, default=_plain) + "\n", encoding="utf-8")
@@ -330,13 +308,11 @@ def read_run(folder: str | Path, scheme: str = "ood") -> Run:
             search = pd.read_csv(folder / "search" / f"{file}.csv") if entry["search"] else None
             name, label, settings = entry["name"], str(entry["label"]), dict(entry["settings"])
             methods.append(MethodResult(name, table.mean, label, table.std, search, settings))
-        texts: dict[str, Any] = {key: str(about[key]) for key in ("title", "date", "version")}
-        texts |= {key: about[key] and str(about[key]) for key in ("id", "network")}
-        return Run(
-            methods, tuple(about["near"]), tuple(about["far"]), about["scheme"],
-            images=_read_images(folder, about["images"], _stem("images", scheme)), classes=tuple(map(str, about["classes"])),
-            settings=dict(about["settings"]), notes=list(map(str, about["notes"])), **texts,
-        )  # fmt: skip
+        known: dict[str, Any] = {key: str(about[key] or "") for key in ("version", "date", "title", "scheme")}
+        known |= {key: about[key] and str(about[key]) for key in ("id", "network")}
+        known |= {key: tuple(map(str, about[key])) for key in ("near", "far", "classes")}
+        known |= {"settings": dict(about["settings"]), "notes": list(map(str, about["notes"]))}
+        return Run(methods, images=_read_images(folder, about["images"], _stem("images", scheme)), **known)
     except ResultError:
         raise
     except Exception as error:  # pyarrow has errors of its own for damaged files

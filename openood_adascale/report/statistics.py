@@ -64,7 +64,7 @@ def bootstrap(
         resamples: Number of resamples R.
         seed: Of the random weights.
     """
-    methods = {name: _Sorted(sets) for name, sets in scores.items() if "id" in sets}
+    methods = {name: SortedScores(sets) for name, sets in scores.items() if "id" in sets}
     counts = {key: len(values) for sets in scores.values() for key, values in sets.items()}
     parts: defaultdict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
     rng = np.random.default_rng(seed)
@@ -84,7 +84,7 @@ def bootstrap(
     return Bootstrap(values)
 
 
-class _Sorted:
+class SortedScores:
     """Scores of one method, sorted once for all resamples."""
 
     def __init__(self, scores: Mapping[str, np.ndarray]) -> None:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +23,6 @@ from ..io import replacing
 from ..metrics import COLUMNS
 from .names import AVERAGES, canonical_set, is_name, shortened
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_CELL = re.compile(rf"\s*({_NUMBER})\s*(?:±\s*({_NUMBER}|nan)\s*)?")
-_LONGEST_CELL = 60  # the expression takes quadratic time on a cell that is nearly a number
 _ORDER = "near OOD sets, 'nearood', far OOD sets, 'farood'"
 
 
@@ -38,8 +36,6 @@ class ResultTable:
     """Rows: OOD sets and averages; columns :data:`~openood_adascale.metrics.COLUMNS` in percent, NaN if unknown."""
     std: pd.DataFrame | None = None
     """Standard deviation over training runs, if there are several."""
-    kind: str = ""
-    """The script that wrote it."""
     notes: tuple[str, ...] = ()
 
 
@@ -54,6 +50,11 @@ def table_of(
             part = known.reindex(names).astype(float)
             parts += [part, part.mean(skipna=False).to_frame(average).T]
     return pd.concat(parts)
+
+
+def one_decimal(percent: float) -> str:
+    """Format a percentage with one decimal, rounded half up from the two that the tables show: 90.35 is 90.4."""
+    return str(Decimal(f"{percent:.2f}").quantize(Decimal("0.1"), ROUND_HALF_UP))
 
 
 def save_csv(
@@ -99,7 +100,7 @@ def mean_and_std(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataF
                 f"tables[{number}]: rows {list(table.index)} and columns {list(table.columns)}; expected those of the "
                 f"first, {list(first.index)} and {list(first.columns)}"
             )
-    stacked = np.stack([table.loc[first.index, first.columns].to_numpy(float) for table in tables])
+    stacked = np.stack([table.reindex_like(first).to_numpy(float) for table in tables])
     mean, std = (pd.DataFrame(part, first.index, first.columns) for part in (stacked.mean(0), stacked.std(0)))
     return mean, std
 
@@ -148,18 +149,30 @@ def read_table(path: str | Path) -> ResultTable:
             f"{path}, line 1: the header is {shortened(','.join(header))!r}; expected ',{','.join(COLUMNS)}' "
             f"(eval_ood.py, eval_ood_imagenet.py) or 'dataset,{','.join(COLUMNS)}' (main.py)"
         )
-    rows = [_parse(path, line, cells) for line, cells in lines[1:]]
-    kind, notes = "a single training run", tuple[str, ...]()
+    rows, notes = [_parse(path, line, cells) for line, cells in lines[1:]], tuple[str, ...]()
     if header[0] == "dataset":
-        kind, (rows, notes) = "main.py", _last_block(path, rows)
-    near, far = _sides(path, rows)
-    names = [row.name for row in rows]
-    mean, std = (
-        pd.DataFrame(part, names, list(COLUMNS)) for part in zip(*[row[2:] for row in rows], strict=True)
+        rows, notes = _last_run(path, rows)
+    names: dict[str, str] = {}
+    for row in rows:
+        where, known = f"{path}, line {row.line}", canonical_set(row.name)
+        average = known.replace("_", "") in AVERAGES and row.name not in AVERAGES
+        if average or not is_name(row.name) or row.name == "id":
+            raise ResultError(f"{where}: the row {shortened(row.name)!r}; expected {_ORDER}")
+        if known in names:
+            raise ResultError(
+                f"{where}: the row {row.name!r} is there twice ({names[known]!r}); expected it once"
+            )
+        names[known] = row.name
+    order = list(names.values())
+    # s: a set, N: nearood, F: farood
+    found = re.fullmatch(
+        "(s+N)?(s+F)?", "".join({"nearood": "N", "farood": "F"}.get(one, "s") for one in order)
     )
-    if std.isna().all(axis=None):
-        return ResultTable(near, far, mean, None, kind, notes)
-    return ResultTable(near, far, mean, std, "eval_ood.py, mean ± std over training runs", notes)
+    if not found or not order:
+        raise ResultError(f"{path}: the rows are {shortened(', '.join(order))!r}; expected {_ORDER}")
+    near, far = (tuple(order[found.start(side) : found.end(side) - 1]) for side in (1, 2))
+    mean, std = (pd.DataFrame([row[part] for row in rows], order, list(COLUMNS)) for part in (2, 3))
+    return ResultTable(near, far, mean, None if std.isna().all(axis=None) else std, notes)
 
 
 def _parse(path: Path, line: int, cells: list[str]) -> _Row:
@@ -167,59 +180,36 @@ def _parse(path: Path, line: int, cells: list[str]) -> _Row:
         raise ResultError(f"{path}, line {line}: {len(cells)} columns; expected {1 + len(COLUMNS)}")
     row = _Row(line, cells[0].strip(), [], [])
     for column, cell in zip(COLUMNS, cells[1:], strict=True):
-        match = _CELL.fullmatch(cell) if len(cell) <= _LONGEST_CELL else None
-        mean, std = (float(part or "nan") for part in match.groups()) if match else (math.nan, math.nan)
-        # Other columns may be empty; the standard deviation of one training run may be NaN.
-        optional = column not in COLUMNS[:2] and re.fullmatch(r"(nan)?( ± nan)?", cell.strip())
-        if not (optional or (0 <= mean <= 100 and not (std < 0 or std > 100))):
+        mean, std = (part.strip() or "nan" for part in (*cell.split("±", 1), "")[:2])
+        try:
+            row.mean.append(float(mean))
+            row.std.append(float(std))
+            # Other columns may be empty; the standard deviation of one training run may be NaN.
+            optional = column not in COLUMNS[:2] and math.isnan(row.mean[-1])
+            valid = (optional or 0 <= row.mean[-1] <= 100) and not (row.std[-1] < 0 or row.std[-1] > 100)
+        except ValueError:
+            valid = False
+        if not valid:
             raise ResultError(
                 f"{path}, line {line}, column {column}: {shortened(cell)!r}; "
                 "expected a percentage from 0 to 100, such as '84.42' or '84.42 ± 0.33'"
             )
-        row.mean.append(mean)
-        row.std.append(std)
     return row
 
 
-def _last_block(path: Path, rows: list[_Row]) -> tuple[list[_Row], tuple[str, ...]]:
-    """Return the last complete block of main.py's file, from its last 'farood' back to a repeated name."""
-    ends = [place for place, row in enumerate(rows) if row.name == "farood"]
-    start = end = ends[-1] if ends else -1
-    seen: set[str] = set()
-    while start >= 0 and rows[start].name not in seen:
-        seen.add(rows[start].name)
-        start -= 1
-    if "nearood" not in seen:
+def _last_run(path: Path, rows: list[_Row]) -> tuple[list[_Row], tuple[str, ...]]:
+    """Return the rows of the last complete run in main.py's file: from the last 'farood' back to a repeated name."""
+    ends = [place for place, row in enumerate(rows, 1) if row.name == "farood"]
+    last: dict[str, _Row] = {}
+    for row in reversed(rows[: ends[-1]] if ends else []):
+        if row.name in last:
+            break
+        last[row.name] = row
+    if "nearood" not in last:
         names = shortened(str([row.name for row in rows]))
         raise ResultError(f"{path}: no complete run; expected rows of {_ORDER}, found {names}")
-    block = rows[start + 1 : end + 1]
-    note = f"{len(ends)} complete run(s); the last one is used (lines {block[0].line}–{block[-1].line})"
-    if end + 1 < len(rows):
-        note += f"; the unfinished run from line {rows[end + 1].line} on is ignored"
-    return block, (note,)
-
-
-def _sides(path: Path, rows: list[_Row]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the near and far OOD sets of a table's rows."""
-    spellings: dict[str, str] = {}
-    sides: dict[str, tuple[str, ...]] = {}
-    waiting: list[str] = []
-    for line, name, *_ in rows:
-        where, known = f"{path}, line {line}", canonical_set(name)
-        if not is_name(name) or name == "id" or (known.replace("_", "") in AVERAGES and name not in AVERAGES):
-            raise ResultError(f"{where}: the row {shortened(name)!r}; expected {_ORDER}")
-        if known in spellings:
-            raise ResultError(
-                f"{where}: the row {name!r} is there twice ({spellings[known]!r}); expected it once"
-            )
-        spellings[known] = name
-        if name not in AVERAGES:
-            waiting.append(name)
-        elif not waiting or (name == "nearood" and "farood" in sides):
-            raise ResultError(f"{where}: {name!r} is out of place; expected {_ORDER}")
-        else:
-            sides[name], waiting = tuple(waiting), []
-    if waiting or not sides:
-        last = shortened(waiting[-1]) if waiting else ""
-        raise ResultError(f"{path}: the last row is {last!r}; expected {_ORDER}")
-    return sides.get("nearood", ()), sides.get("farood", ())
+    found = list(last.values())[::-1]
+    note = f"{len(ends)} complete run(s); the last one is used (lines {found[0].line}–{found[-1].line})"
+    if ends[-1] < len(rows):
+        note += f"; the unfinished run from line {rows[ends[-1]].line} on is ignored"
+    return found, (note,)

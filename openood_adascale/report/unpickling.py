@@ -38,33 +38,8 @@ class _Dtype:
         self.value = self.value.newbyteorder("<" if state[1] == "|" else state[1])
 
 
-class _Array:
-    """Replacement for an array pickled with protocol 4 or earlier, whose content is its state."""
-
-    __slots__ = ("value",)
-
-    value: np.ndarray
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, data = state
-        self.value = _numbers(data, dtype, shape, "F" if fortran else "C")
-
-
-def as_array(value: object) -> np.ndarray | None:
-    """Return the array in a value that :class:`NumbersUnpickler` loaded, or None if it is something else."""
-    if isinstance(value, _Array):
-        value = getattr(value, "value", None)
-    return value if isinstance(value, np.ndarray) else None
-
-
-def _numbers(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+def _array(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
     return np.frombuffer(data, dtype.value).reshape(shape, order="F" if order == "F" else "C")
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it encodes text as {encoding!r}; NumPy uses 'latin1'")
-    return text.encode("latin1")
 
 
 def _storage(data: bytes) -> np.ndarray:
@@ -91,23 +66,18 @@ def _tensor(
 
 
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("numpy._core.multiarray", "scalar"): lambda dtype, data: _numbers(data, dtype, (1,))[0].item(),
-    ("numpy._core.numeric", "_frombuffer"): _numbers,
-    ("numpy", "ndarray"): lambda: None,  # named by _reconstruct, never called
+    ("numpy._core.numeric", "_frombuffer"): _array,
     ("numpy", "dtype"): _Dtype,
     ("collections", "OrderedDict"): lambda *_: {},
-    ("_codecs", "encode"): _encode,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch.storage", "_load_from_bytes"): _storage,
 }
 
 
 class NumbersUnpickler(pickle.Unpickler):
-    """Unpickler for OpenOOD's score files.
+    """Unpickler for OpenOOD's score files, which have pickle protocol 5. Tensors become arrays.
 
-    A name that such files do not contain is an error, raised before anything is imported. Tensors become arrays; get
-    arrays out of the loaded value with :func:`as_array`.
+    A name that such files do not contain is an error, raised before anything is imported.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -116,18 +86,14 @@ class NumbersUnpickler(pickle.Unpickler):
 
     def load(self) -> Any:
         """Return the value at the file's position."""
-        start, too_large = self._file.tell(), None
+        start, steps, largest = self._file.tell(), 0, 0
         with contextlib.suppress(Exception):  # a damaged pickle fails when it is loaded
-            for count, (step, number, _) in enumerate(pickletools.genops(self._file)):
-                if (
-                    step.name in ("PUT", "BINPUT", "LONG_BINPUT")
-                    and isinstance(number, int)
-                    and number > count
-                ):
-                    too_large = number  # Python allocates memory up to the largest key
-                    break
-        if too_large is not None:
-            raise pickle.UnpicklingError(f"damaged: memo key {too_large}")
+            for step, number, _ in pickletools.genops(self._file):
+                steps += 1
+                if step.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+                    largest = max(largest, int(str(number)))
+        if largest > steps:  # Python allocates memory up to the largest key
+            raise pickle.UnpicklingError(f"damaged: memo key {largest}")
         self._file.seek(start)
         return super().load()
 
@@ -136,7 +102,7 @@ class NumbersUnpickler(pickle.Unpickler):
         known = _KNOWN.get((re.sub(r"^numpy\.core\.", "numpy._core.", module), name))
         if known is None:
             raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which saved scores do not contain; nothing was executed"
+                f"it names {module}.{name}, which contiguous arrays do not contain (protocol 5); nothing was executed"
             )
         # A new function each time, so that attributes that a pickle sets on it are lost.
         return lambda *args: known(*args)

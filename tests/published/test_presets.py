@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from openood_adascale.detectors.adascale import AdaSCALESettings
-from openood_adascale.published import hyperparameters
-from openood_adascale.published.presets import presets, write, yml
+from openood_adascale.published import hyperparameters, presets
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "postprocessors"
 METHODS = {"adascale", "adascale_logit", "adascale_joint", "adascale_logit_joint", "optfs", "lts", "bfact"}
@@ -36,21 +35,3 @@ def test_preset_file_has_the_numbers_of_the_table(row):
     assert (made.o, made.epsilon, made.pixels) == (row["o"], row["epsilon"], "trivial")
     assert f"{row['source']} of" in text
     assert row["network"] in text
-
-
-def test_write_makes_the_packaged_files(tmp_path):
-    for path in write(tmp_path):
-        assert path.read_text(encoding="utf-8") == (CONFIGS / path.name).read_text(encoding="utf-8")
-    with pytest.raises(KeyError):
-        yml("adascale_vgg")
-
-
-def test_presets_command_lists_every_preset(capsys):
-    from openood_adascale.cli import main
-
-    assert main(["presets"]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == "name variant dataset network percentiles k1 k2 o source".split()  # noqa: SIM905
-    assert len(lines) == 24
-    rows = [" ".join(line.split()) for line in lines]
-    assert "adascale_resnet50 A imagenet resnet50 80-85 1 5 0.05 Table 13" in rows

@@ -33,7 +33,7 @@ from openood_adascale.errors import ResultError
 from openood_adascale.report.importers import load, read_scores
 from openood_adascale.report.names import LABELS, canonical_set, identify, method_of
 from openood_adascale.report.tables import read_table, save_csv
-from openood_adascale.report.unpickling import NumbersUnpickler, as_array
+from openood_adascale.report.unpickling import NumbersUnpickler
 
 # Tables.
 
@@ -48,7 +48,6 @@ def test_tables_of_all_three_scripts_are_read(tmp_path):
         assert (read.near, read.far) == (IMAGENET[:2], IMAGENET[3:6])
     assert (seeds.std == 0.25).all(axis=None)
     assert plain.std is main.std is None
-    assert main.kind == "main.py"
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -81,7 +80,7 @@ def rows(*names: str) -> str:
     ("text", "message"),
     [
         ("", "line 1: the header is ''; expected ',FPR@95"),
-        (HEADER, "the last row is ''; expected near OOD sets"),
+        (HEADER, "the rows are ''; expected near OOD sets"),
         (HEADER + "ssb,1,2,3,4\n", "line 2: 5 columns; expected 6"),
         (HEADER + "ssb,1,x,3,4,5\nnearood,1,1,1,1,1\n", "line 2, column AUROC: 'x'; expected a percentage"),
         (HEADER + "ssb,1,2,3,4,5\nnearood,nan,1,1,1,1\n", "line 3, column FPR@95: 'nan'"),
@@ -90,9 +89,9 @@ def rows(*names: str) -> str:
         (HEADER + f"ssb,{'1' * 100_000}x,2,3,4,5\n", r"column FPR@95: '1{40,80}…'"),
         (HEADER + f"ssb,{'1' * 200_000},2,3,4,5\n", "cannot be read as a UTF-8 CSV file: field larger"),
         (rows("ssb", "SSB", "nearood"), r"line 3: the row 'SSB' is there twice \('ssb'\)"),
-        (rows("ssb", "nearood", "inat"), "the last row is 'inat'; expected near"),
-        (rows("inat", "farood", "ssb", "nearood"), "line 5: 'nearood' is out of place"),
-        (rows("nearood", "inat", "farood"), "line 2: 'nearood' is out of place"),
+        (rows("ssb", "nearood", "inat"), "the rows are 'ssb, nearood, inat'; expected near"),
+        (rows("inat", "farood", "ssb", "nearood"), "the rows are 'inat, farood, ssb, nearood'"),
+        (rows("nearood", "inat", "farood"), "the rows are 'nearood, inat, farood'"),
         (rows("ssb", "NearOOD", "inat", "farood"), "line 3: the row 'NearOOD'; expected"),
         (rows("ssb", "", "nearood"), "line 3: the row ''; expected"),
         (rows("id", "nearood"), "line 2: the row 'id'; expected"),
@@ -108,20 +107,13 @@ def test_malformed_table_is_an_error_that_says_where(tmp_path, text, message):
     assert len(str(error.value)) < 500 + len(str(path))
 
 
-def test_table_of_many_rows_takes_no_quadratic_time(tmp_path):
-    path = tmp_path / "long.csv"
-    path.write_text(rows(*(f"set{i}" for i in range(20_000)), "nearood"))
-    assert len(read_table(path).near) == 20_000
-
-
 # Scores.
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 @pytest.mark.parametrize("csid", [False, True])
-def test_saved_scores_are_read_as_pickle_would(tmp_path, protocol, csid):
+def test_saved_scores_are_read_as_pickle_would(tmp_path, csid):
     scores = evaluator_scores(csid=csid)
-    read = read_scores(save_scores(tmp_path / "s.pkl", scores, protocol))
+    read = read_scores(save_scores(tmp_path / "s.pkl", scores))
     assert set(read) == ({"ood", "fsood"} if csid else {"ood"})
     np.testing.assert_array_equal(read["ood"].id, scores["id"]["test"][1])
     for side, names in SETS.items():
@@ -172,32 +164,18 @@ def test_scores_of_an_unfinished_evaluation_are_those_that_are_there(tmp_path):
 
 
 def test_pickles_of_numpy_1_are_read():
-    for protocol, core in ((4, b"numpy.core"), (5, b"numpy.core"), (4, b"numpy._core"), (5, b"numpy._core")):
-        data = pickle.dumps({"a": np.arange(3.0)}, protocol, fix_imports=False)
-        found = re.search(rb"numpy\.(_)?core", data)
-        assert found
-        # The byte before a short string is its length; that of the frame is not checked here.
-        old = data[found.start() - 1 : data.index(b"\x94", found.start())]
-        new = old[1:].replace(found[0], core)
-        data = data.replace(old, bytes([len(new)]) + new)
-        data = re.sub(rb"^(\x80.)\x95.{8}", rb"\1", data, flags=re.DOTALL)
-        value = NumbersUnpickler(io.BytesIO(data)).load()["a"]
-        np.testing.assert_array_equal(as_array(value), np.arange(3.0))
+    data = pickle.dumps({"a": np.arange(3.0)}, 5).replace(
+        b"\x13numpy._core.numeric", b"\x12numpy.core.numeric"
+    )
+    data = re.sub(rb"^(\x80.)\x95.{8}", rb"\1", data, flags=re.DOTALL)  # the length of the frame
+    np.testing.assert_array_equal(NumbersUnpickler(io.BytesIO(data)).load()["a"], np.arange(3.0))
 
 
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        torch.arange(6).reshape(2, 3),
-        torch.arange(10)[3:7],
-        torch.tensor([True, False]),
-        torch.rand(3).double(),
-    ],
-    ids=["matrix", "slice", "bool", "float64"],
-)
-def test_tensors_are_read_as_arrays(tensor):
-    read = NumbersUnpickler(io.BytesIO(pickle.dumps(tensor, 5))).load()
-    np.testing.assert_array_equal(read, tensor.numpy())
+def test_tensors_are_read_as_arrays():
+    whole = torch.arange(10)
+    for tensor in (whole.reshape(2, 5), whole[3:7], torch.tensor([True, False]), torch.rand(3).double()):
+        read = NumbersUnpickler(io.BytesIO(pickle.dumps(tensor, 5))).load()
+        np.testing.assert_array_equal(read, tensor.numpy())
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])
@@ -212,9 +190,7 @@ def test_tensors_are_read_as_arrays(tensor):
     ],
 )
 def test_hostile_pickle_executes_nothing(tmp_path, protocol, make, named):
-    scores = evaluator_scores()
-    scores["ood"]["near"]["ssb_hard"][1] = make(tmp_path / "marker")
-    path = save_scores(tmp_path / RESNET50 / "scores" / "msp.pkl", scores, protocol)
+    path = save_scores(tmp_path / RESNET50 / "scores" / "msp.pkl", [make(tmp_path / "marker")], protocol)
     with pytest.raises(ResultError, match=rf"msp\.pkl: not a score file .*{named}.*nothing was executed"):
         read_scores(path)
     assert command("report", tmp_path / RESNET50) == 2
@@ -377,7 +353,7 @@ def test_scores_that_do_not_fit_are_noted(tmp_path):
     save_scores(tmp_path / "scores" / "lts.pkl", fewer)
     (run,) = load(tmp_path)
     notes = " ".join(run.notes)
-    assert "MSP: nearood AUROC is 70.00 in the table" in notes
+    assert "MSP: AUROC in the table and of the saved scores differ by " in notes
     assert "images in different orders" in notes
     assert "LTS: scores left out; they are of other numbers of images" in notes
     assert [bool(run.values(one)) for one in run.methods] == [True, True, False, True]

@@ -12,10 +12,8 @@ import pandas as pd
 import pytest
 from helpers import command, sample_run
 
-from openood_adascale.detectors.registry import METHODS
 from openood_adascale.errors import ResultError
 from openood_adascale.report.importers import load
-from openood_adascale.report.names import label_of
 from openood_adascale.report.run import MethodResult, Run, image_table, read_run, write_run
 
 
@@ -55,7 +53,7 @@ def test_run_written_and_read_is_the_same(tmp_path, table_format):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["a,b\n\"c'.png", "NA", "nan", "名.png", " x ", "a\rb"])
+@pytest.mark.parametrize("path", ["a,b\n\"c'.png", "NA", "nan", "名.png", " x ", "a\rb", "\udcff"])
 def test_run_with_odd_names_is_read_as_it_was(tmp_path, table_format, path):
     keys, values = ("id", "NA", 'a,"b', "exotic"), np.array([0.1, 1 / 3])
     table = sample_run(count=2).methods[0].table.set_axis(["NA", 'a,"b', "nearood", "exotic", "farood"])
@@ -64,16 +62,6 @@ def test_run_with_odd_names_is_read_as_it_was(tmp_path, table_format, path):
     run = Run([MethodResult("nan", table, label="x|y")], ("NA", 'a,"b'), ("exotic",), images=images)
     write_run(run, tmp_path / "run")
     assert_same(read_run(tmp_path / "run"), run)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="such names are not allowed there")
-def test_run_with_a_path_that_is_not_utf8_is_written_as_csv(tmp_path):
-    paths = [tmp_path / os.fsdecode(b"\xff"), tmp_path / "b"]
-    one = SimpleNamespace(labels=[0, 1], predictions=[0, 1], paths=paths)
-    run = Run(sample_run().methods[:1], images=image_table({"score_msp": {"id": np.zeros(2)}}, {"id": one}))
-    write_run(run, tmp_path)
-    assert (tmp_path / "images.csv").exists()
-    assert list(read_run(tmp_path).images["path"]) == list(run.images["path"])
 
 
 def test_run_folder_moved_with_its_pictures_finds_them(tmp_path):
@@ -119,19 +107,17 @@ def test_interrupted_write_leaves_an_incomplete_folder(tmp_path, capsys):
         ({"near": ["nearood", "dogs"]}, "'nearood'; expected names of their own"),
         ({"images": "images.csv"}, "images.csv"),
         ({"far": []}, "columns or sets .*exotic"),
+        *(
+            (text, r"run\.json")
+            for text in ("", "[]", "{", "\0", '{"format": 1}', '"format"', '{"format": [1]}')
+        ),
     ],
 )
 def test_read_run_with_a_changed_run_json_says_why(tmp_path, change, message):
     path = write_run(sample_run(), tmp_path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    text = change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(text)
     with pytest.raises(ResultError, match=message):
-        read_run(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", "\0", '{"format": 1}', '"format"', '{"format": [1]}'])
-def test_read_run_with_a_damaged_run_json_says_so(tmp_path, text):
-    (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ResultError, match=r"run\.json"):
         read_run(tmp_path)
 
 
@@ -186,24 +172,24 @@ def test_methods_with_one_label_are_told_apart():
 def test_results_of_evaluate_become_a_run():
     """Any objects with the attributes of Result; the report does not import the evaluation."""
     run = sample_run()
+    parts = dict(list(run.images.groupby("set", sort=False)))
 
-    def result(name, **changes):
-        method = next(one for one in run.methods if one.name == name)
-        parts = dict(list(run.images.groupby("set", sort=False)))
+    def result(method, **changes):
+        own = {"near": run.near, "far": run.far, "scheme": "ood", "classes": run.classes, **changes}
+        p = run.values(method, "percentile")
         images = {
             key: SimpleNamespace(
-                labels=part["label"], predictions=part["prediction"], paths=(),
-                percentiles=run.values(method, "percentile").get(key),
+                labels=part["label"], predictions=part["prediction"], paths=(), percentiles=p.get(key)
             )
             for key, part in parts.items()
-        }  # fmt: skip
+        }
         return SimpleNamespace(
-            **{"table": method.table, "scores": run.values(method), "search_results": method.search,
-               "near": run.near, "far": run.far, "scheme": "ood", "images": images, "classes": run.classes, **changes}
-        )  # fmt: skip
+            table=method.table, scores=run.values(method), search_results=method.search, images=images, **own
+        )
 
+    msp, adascale = run.methods
     made = Run.from_results(
-        {"msp": result("msp"), "adascale": result("adascale")},
+        {"msp": result(msp), "adascale": result(adascale)},
         {"msp": "Softmax"},
         {"adascale": {"k1": 1}},
         id="insects",
@@ -213,10 +199,6 @@ def test_results_of_evaluate_become_a_run():
     wanted = run.images.drop(columns="oodness_adascale")
     pd.testing.assert_frame_equal(made.images, wanted, check_like=True, check_dtype=False)
     with pytest.raises(ResultError, match="ebo: other OOD sets or scheme than the first method"):
-        Run.from_results({"msp": result("msp"), "ebo": result("adascale", scheme="fsood")})
+        Run.from_results({"msp": result(msp), "ebo": result(adascale, scheme="fsood")})
     with pytest.raises(ResultError, match="expected at least one method"):
         Run.from_results({})
-
-
-def test_reports_label_methods_as_the_registry_does():
-    assert {name: label_of(name) for name in METHODS} == {name: one.label for name, one in METHODS.items()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from openood_adascale.metrics import fpr95_auroc
-from openood_adascale.report.statistics import _Sorted, bootstrap
+from openood_adascale.report.statistics import SortedScores, bootstrap
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 12], ids=["many ties", "ties", "no ties"])
@@ -15,7 +15,7 @@ def test_weighted_metrics_equal_those_of_repeated_scores(decimals, ids, oods):
     rng = np.random.default_rng(ids)
     scores = {"id": rng.normal(1, 1, ids).round(decimals), "far": rng.normal(0, 1, oods).round(decimals)}
     weights = {key: rng.integers(0, 4, (len(values), 40)).astype(np.uint8) for key, values in scores.items()}
-    fpr, auroc = _Sorted(scores).metrics(weights)["far"]
+    fpr, auroc = SortedScores(scores).metrics(weights)["far"]
     for column in range(40):
         own, other = (np.repeat(scores[key], weights[key][:, column]) for key in ("id", "far"))
         expected = (np.nan, np.nan)
@@ -26,18 +26,13 @@ def test_weighted_metrics_equal_those_of_repeated_scores(decimals, ids, oods):
         np.testing.assert_allclose((fpr[column], auroc[column]), expected, atol=1e-4)
 
 
-def naive(first, second, ood, resamples=600):
+def naive(first, second, resamples=600):
     """Return the resampled AUROC of two methods, drawn with replacement image by image."""
     rng = np.random.default_rng(1)
     found = []
     for _ in range(resamples):
-        rows, others = (
-            rng.integers(0, len(first["id"]), len(first["id"])),
-            rng.integers(0, len(ood[0]), len(ood[0])),
-        )
-        found.append(
-            [fpr95_auroc(one["id"][rows], far[others]) for one, far in ((first, ood[0]), (second, ood[1]))]
-        )
+        ids, oods = (rng.integers(0, len(first[key]), len(first[key])) for key in ("id", "far"))
+        found.append([fpr95_auroc(one["id"][ids], one["far"][oods]) for one in (first, second)])
     return np.array(found)  # (resamples, methods, metrics)
 
 
@@ -46,20 +41,19 @@ def test_intervals_are_those_of_a_naive_bootstrap():
     base = {"id": rng.normal(1, 1, 400), "far": rng.normal(0, 1, 300)}
     noisy = {key: values + rng.normal(0, 0.7, len(values)) for key, values in base.items()}
     found = bootstrap({"one": base, "two": noisy}, far=["far"], resamples=2000)
-    values = naive(base, noisy, (base["far"], noisy["far"]))
-    for place, name in enumerate(("one", "two")):
-        for metric, own in (("FPR@95", 0), ("AUROC", 1)):
-            low, high = found.interval(name, "far", metric)
-            expected = np.quantile(values[:, place, own], [0.025, 0.975])
-            assert np.abs(np.array([low, high]) - expected).max() < 0.2 * np.ptp(expected)
-    expected = np.quantile(values[:, 0, 1] - values[:, 1, 1], [0.025, 0.975])
-    assert np.abs(np.array(found.difference("one", "two", "far", "AUROC")) - expected).max() < 0.2 * np.ptp(
-        expected
-    )
+    values = naive(base, noisy)
+    expected = {
+        (name, metric): (found.interval(name, "far", metric), values[:, place, own])
+        for place, name in enumerate(("one", "two"))
+        for own, metric in enumerate(("FPR@95", "AUROC"))
+    }
+    difference = found.difference("one", "two", "far", "AUROC")
+    expected["difference"] = difference, values[:, 0, 1] - values[:, 1, 1]
+    for name, (interval, resampled) in expected.items():
+        ends = np.quantile(resampled, [0.025, 0.975])
+        np.testing.assert_allclose(interval, ends, atol=0.2 * np.ptp(ends), err_msg=str(name))
     # Pairing makes the difference more certain than each of its terms.
-    assert np.ptp(found.difference("one", "two", "far", "AUROC")) < np.ptp(
-        found.interval("two", "far", "AUROC")
-    )
+    assert np.ptp(difference) < np.ptp(found.interval("two", "far", "AUROC"))
 
 
 def test_equal_methods_are_equal_and_better_ones_are_not():
