@@ -13,7 +13,7 @@ from torch.utils import data
 
 from ..errors import ImageError, SettingError
 from ..features.loading import progress_over
-from .decoding import extensions, read_image
+from .decoding import read_image
 from .listing import class_folders, list_folder, read_csv, read_list
 
 Path = str | os.PathLike[str]
@@ -78,14 +78,6 @@ class ImageFiles(data.Dataset[tuple[Tensor, int]]):
                 raise ImageError(self.paths[index], why)
         return found
 
-    @property
-    def root(self) -> str:
-        """Folder that all files are in (empty if there is none)."""
-        try:
-            return os.path.commonpath([os.path.dirname(path) for path in self.paths])
-        except ValueError:  # no files, or on several drives
-            return ""
-
     def with_transform(self, transform: Callable[[Any], Tensor] | None) -> ImageFiles:
         """Return the same files with another transform."""
         return ImageFiles(self.paths, self.labels, transform, self.classes)
@@ -99,11 +91,7 @@ class ImageFiles(data.Dataset[tuple[Tensor, int]]):
 
 
 def apply_transform(image: Any, transform: Callable[[Any], Tensor] | None, path: str) -> Tensor:
-    """Return ``transform(image)`` of a PIL image (default: its pixels between 0 and 1).
-
-    Raises:
-        ImageError: The transform fails on it.
-    """
+    """Return ``transform(image)`` of a PIL image (default: its pixels between 0 and 1); errors name the file."""
     if transform is None:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
     try:
@@ -138,8 +126,8 @@ def find_images(where: Path, labels: Path | None = None, root: Path | None = Non
         raise SettingError("root", os.fspath(root), f"none: {name} is not a list")
     paths = list_folder(name) if os.path.isdir(name) else [name]
     if not paths:
-        ends = ", ".join(sorted(extensions()))
-        raise SettingError("images", name, f"a folder with images: files, not hidden, that end in {ends}")
+        allowed = "a folder with images: files, not hidden, that end in .jpg, .png, .webp or another suffix of Pillow's"
+        raise SettingError("images", name, allowed)
     if labels is None:
         return ImageFiles(paths)
     if os.fspath(labels) != FOLDERS:
@@ -189,11 +177,7 @@ def _label_by_path(paths: Sequence[str], labels: Sequence[int]) -> dict[str, int
 
 
 def check_listed(files: ImageFiles) -> None:
-    """Check that the files of a list exist and have one label each; none is opened.
-
-    Raises:
-        SettingError: One is missing, or has two labels.
-    """
+    """Check that the files of a list exist and have one label each; none is opened."""
     missing = [path for path in files.paths if not os.path.exists(path)]
     if missing:
         raise SettingError("images", missing[0], f"files that exist; {len(missing)} of {len(files)} do not")
@@ -218,13 +202,7 @@ class _Reasons(data.Dataset[str]):
 
 
 def find_broken(files: ImageFiles, workers: int = 0, progress: bool | None = None) -> list[tuple[str, str]]:
-    """Return path and reason of each image that cannot be read or transformed; all are read once.
-
-    Args:
-        files: The images.
-        workers: Processes that read (default: this one).
-        progress: True or False shows or hides the progress bar (default: shown in a terminal).
-    """
+    """Return path and reason of each image that cannot be read or transformed; all are read once."""
     generator = torch.Generator()  # so that the global random state is not drawn on
     workers = min(workers, len(files))
     loader = data.DataLoader(_Reasons(files), 32, num_workers=workers, collate_fn=list, generator=generator)

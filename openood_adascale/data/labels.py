@@ -19,25 +19,36 @@ from .listing import read_text
 _SHOWN = 8
 
 
-def check_labels(labels: np.ndarray, count: int, name: str = "labels") -> np.ndarray:
-    """Return an (N,) mask of the labelled images.
+def check_labels(
+    labels: np.ndarray, count: int, name: str = "labels", paths: Sequence[str] = (), unlabelled: bool = True
+) -> np.ndarray:
+    """Return an (N,) mask of the labelled images; an error names value, C and, if ``paths`` are given, the first image.
 
     Args:
         labels: (N,) int64, as :func:`~openood_adascale.features.loading.unpack` returns them.
         count: C, the number of classes of the network.
         name: Name of the images in errors.
-
-    Raises:
-        SettingError: A label that is not a class of the network; names the value and C.
+        paths: Their files.
+        unlabelled: False if images without a label are an error.
     """
-    bad = (labels != UNLABELLED) & ((labels < 0) | (labels >= count))
+    bad = (labels < (UNLABELLED if unlabelled else 0)) | (labels >= count)
     if bad.any():
-        value = int(labels[np.argmax(bad)])
-        allowed = f"integers from 0 to {count - 1}, one for each image, as the network has {count} classes (−1: unlabelled)"
+        first = int(np.argmax(bad))
+        value = int(labels[first])
+        allowed = f"integers from 0 to {count - 1}, one for each image, as the network has {count} classes"
+        allowed += " (−1: unlabelled)" * unlabelled
         if value in NOT_LABELS:
             raise SettingError(name, _Unquoted(NOT_LABELS[value]), allowed)
-        raise SettingError(name, value, f"{allowed}; {int(bad.sum())} of {len(labels)} labels are none")
+        image = f"; {paths[first]!r} has {'none' if value == UNLABELLED else value}" if paths else ""
+        raise SettingError(
+            name, value, f"{allowed}; {int(bad.sum())} of {len(labels)} labels are none{image}"
+        )
     return labels != UNLABELLED
+
+
+def relabelled(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """Return (N,) numbers of class folders as classes, given the class of each folder; negative ones are kept."""
+    return np.where(labels >= 0, np.asarray(classes)[np.maximum(labels, 0)], labels)
 
 
 class _Unquoted(str):
@@ -50,17 +61,13 @@ class _Unquoted(str):
 def match_folders(
     folders: Sequence[str], count: int, names: Sequence[str] = (), setting: str = "labels"
 ) -> list[int]:
-    """Return the class of each class folder.
+    """Return the class of each class folder: that of its name, or its own number if names are unknown.
 
     Args:
         folders: Names of the folders, in the order of their numbers.
         count: C, the number of classes of the network.
         names: Names of the classes 0, 1, … (empty if they are unknown).
         setting: Name of the images in errors.
-
-    Raises:
-        SettingError: Names of another number than C, folders of other names, or, without names, another number of
-            folders than C.
     """
     one_each = f"{count}, one for each of the network's {count} classes"
     if names and len(names) != count:
@@ -88,43 +95,25 @@ def match_folders(
 def with_classes(
     files: ImageFiles, count: int, names: Sequence[str] = (), setting: str = "labels", unlabelled: bool = True
 ) -> ImageFiles:
-    """Return images with labels that are the network's classes.
+    """Return images with labels that are the network's classes; see :func:`match_folders` and :func:`check_labels`.
 
-    Args:
-        files: Images; the labels of class folders are their numbers.
-        count: C, the number of classes of the network.
-        names: Names of the classes 0, 1, … (default: those of the folders, of which there must be C then).
-        setting: Name of the images in errors.
-        unlabelled: False if images without a label are an error.
-
-    Raises:
-        SettingError: As :func:`match_folders` and :func:`check_labels`; names the first image.
+    Without ``names``, those of the class folders are used, of which there must be C then.
     """
     labels, classes = np.asarray(files.labels, dtype=np.int64), list(names)
     if folders := files.classes:
         numbers = list(range(len(folders)))
         if any(folder in names for folder in folders):
             numbers = sorted({*files.labels} - {UNLABELLED})  # a folder without images need not be a class
-        matched = np.zeros(len(folders), dtype=np.int64)
-        matched[numbers] = match_folders([folders[number] for number in numbers], count, names, setting)
-        labels = np.where(labels >= 0, matched[np.maximum(labels, 0)], labels)
+        matched = match_folders([folders[number] for number in numbers], count, names, setting)
+        found = dict(zip(numbers, matched, strict=True))
+        labels = relabelled(labels, [found.get(number, UNLABELLED) for number in range(len(folders))])
         classes = classes or folders
-    bad = (labels < (UNLABELLED if unlabelled else 0)) | (labels >= count)
-    if bad.any():
-        first = int(np.argmax(bad))
-        label = int(labels[first])
-        allowed = f"a class from 0 to {count - 1}{' or −1 (unlabelled)' if unlabelled else ''} for each image"
-        why = f"as the network has {count} classes; {files.paths[first]!r} has {'none' if label == -1 else label}"
-        raise SettingError(setting, label, f"{allowed}, {why}")
+    check_labels(labels, count, setting, files.paths, unlabelled)
     return ImageFiles(files.paths, labels.tolist(), files.transform, classes)
 
 
 def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Return the names of the classes 0, 1, … in a text file, one in each line.
-
-    Raises:
-        SettingError: It cannot be read as text, is empty, or has an empty line between others.
-    """
+    """Return the names of the classes 0, 1, … in a text file, one in each line."""
     name = os.fspath(file)
     text = read_text("classes", name).rstrip()
     names = [line.strip() for line in text.splitlines()]

@@ -9,7 +9,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from ..errors import SettingError
 from .decoding import extensions
@@ -33,45 +33,41 @@ def list_folder(folder: str) -> list[str]:
 
     Links are followed, but not back to a parent. Hidden files and ``__MACOSX`` are left out.
     """
-    paths = [os.path.join(here, name) for here, names in _walk(folder) for name in names]
-    images = [path for path in paths if os.path.splitext(path)[1].lower() in extensions()]
-    return sorted(images, key=lambda path: natural_order(path[len(folder) :]))
+    return sorted(_images_below(folder, frozenset()), key=lambda path: natural_order(path[len(folder) :]))
 
 
 def class_folders(folder: str) -> list[str]:
     """Return the names of the folders in a folder, sorted as torchvision's ``ImageFolder`` sorts them."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if os.path.isdir(e.path) and not _is_hidden(e.name))
+    return sorted(entry.name for entry in _entries(folder) if os.path.isdir(entry.path))
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+def _images_below(folder: str, parents: frozenset[str]) -> Iterator[str]:
+    place = os.path.realpath(folder)
+    if place in parents:  # a link back
+        return
+    for entry in _entries(folder):
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+            yield from _images_below(entry.path, parents | {place})
+        elif os.path.splitext(entry.name)[1].lower() in extensions():
+            yield entry.path
 
 
-def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder below ``root`` with the names of its files that are not hidden."""
-    above: dict[str, frozenset[tuple[int, int]]] = {root: frozenset()}  # device and inode of its parents
-    for here, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
-        state, parents = os.stat(here), above.pop(here)
-        identity = state.st_dev, state.st_ino
-        folders[:] = [] if identity in parents else [name for name in folders if not _is_hidden(name)]
-        above.update({os.path.join(here, name): parents | {identity} for name in folders})
-        if identity not in parents:
-            yield here, [name for name in files if not _is_hidden(name)]
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    raise SettingError("images", error.filename, f"a folder that can be read ({error.strerror})") from error
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder that are not hidden."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.name != "__MACOSX" and entry.name[0] != "."]
+    except OSError as error:
+        raise SettingError(
+            "images", error.filename, f"a folder that can be read ({error.strerror})"
+        ) from error
 
 
 def natural_order(path: str) -> Any:
     """Return the key that sorts image2 before image10, image before both, and upper and lower case together."""
-    return [_words(part) for part in os.path.splitext(path)[0].split(os.sep)], path
-
-
-def _words(text: str) -> list[tuple[int, int, str]]:
-    words = filter(None, re.split(r"([0-9]+)", text.casefold()))
-    return [(0, int(word), "") if word[0] in "0123456789" else (1, 0, word) for word in words]
+    parts = os.path.splitext(path)[0].casefold().split(os.sep)
+    words = (re.split(r"([0-9]+)", part) for part in parts)  # text and numbers in turn
+    return [[int(word) if place % 2 else word for place, word in enumerate(part)] for part in words], path
 
 
 # Image lists and CSVs.
@@ -81,9 +77,6 @@ def read_text(setting: str, path: str) -> str:
     """Return the content of a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Bytes of other encodings are kept as surrogates, so that file names stay as they are.
-
-    Raises:
-        SettingError: It cannot be read, or is not text.
     """
     try:
         with open(path, "rb") as file:
@@ -102,12 +95,7 @@ def read_text(setting: str, path: str) -> str:
 
 
 def read_list(name: str, base: str) -> Listed:
-    """Read an image list of OpenOOD's: a path, a space and a label (or a dict with one) in each line.
-
-    Args:
-        name: The list.
-        base: Folder that its paths are relative to.
-    """
+    """Read an image list of OpenOOD's: a path below ``base``, a space and a label (or a dict with one) in each line."""
     paths, labels = [], []
     for number, line in enumerate(re.split(r"\r\n|\r|\n", read_text("images", name)), 1):
         if line.strip():
@@ -132,13 +120,7 @@ def _path_and_label(text: str) -> tuple[str, str]:
 
 
 def read_csv(name: str, base: str, setting: str = "images") -> Listed:
-    """Read a CSV with the columns path and, perhaps, label.
-
-    Args:
-        name: The CSV.
-        base: Folder that its paths are relative to.
-        setting: ``images``, or ``labels`` for a CSV that must have labels.
-    """
+    """Read a CSV with the columns path (below ``base``) and label, which is optional unless ``setting`` is ``labels``."""
     paths, labels = [], []
     try:
         rows = csv.DictReader(io.StringIO(read_text(setting, name), newline=""), skipinitialspace=True)

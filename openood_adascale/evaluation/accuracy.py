@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from ..data.labels import check_labels, match_folders
+from ..data.labels import check_labels, match_folders, relabelled
 from ..errors import SettingError
 from ..features.collect import iterate_statistics
 from ..features.extractor import FLOAT32, FeatureExtractor, prepare_images
@@ -32,7 +32,7 @@ class Accuracy:
         self._classes, self._wanted = classes, wanted
         self._hits = self._labelled = self._total = 0
         self._folders: tuple[str, ...] = ()
-        self._matched: np.ndarray | None = None  # the class of each folder
+        self._matched: list[int] | None = None  # the class of each folder
         self._one_folder = False
 
     def begin(self, loader: Iterable[Any]) -> None:
@@ -42,25 +42,16 @@ class Accuracy:
         self._one_folder = len(self._folders) == 1 and self._folders[0] not in self._classes
 
     def add(self, predictions: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-        """Count a batch, and return its labels as classes of the network, −1 for unlabelled.
-
-        Args:
-            predictions: (B,) predicted classes.
-            labels: (B,) labels of the loader.
-            count: C, the number of classes of the network.
-
-        Raises:
-            SettingError: Labels that are no classes, or class folders that are not those of the network.
-        """
+        """Count a batch, and return its (B,) labels as classes of the network with C classes, −1 for unlabelled."""
         self._total += len(labels)
         if self._one_folder:
             return np.full(len(labels), UNLABELLED)
         try:
             if self._folders and self._matched is None:
-                self._matched = np.array(match_folders(self._folders, count, self._classes, "id"))
+                self._matched = match_folders(self._folders, count, self._classes, "id")
             if self._matched is not None:
                 check_labels(labels, len(self._matched), "id: labels")
-                labels = np.where(labels >= 0, self._matched[np.maximum(labels, 0)], labels)
+                labels = relabelled(labels, self._matched)
             labelled = check_labels(labels, count, "id: labels")
         except SettingError as error:
             if self._wanted:
@@ -104,27 +95,25 @@ def accuracy(
 ) -> float:
     """Return the network's top-1 accuracy in percent over all images of ``loaders``; its state is restored.
 
-    Args:
-        network: The network.
-        loaders: Loaders of images with labels.
-        classes: Names of the network's classes.
-        progress: True or False shows or hides the progress bar (default: shown in a terminal).
-        cached: Take the logits from the feature cache in use; the network must have a linear head.
+    With ``cached``, the logits come from the feature cache in use, and the network must have a linear head.
     """
     counter = Accuracy(classes)
-    extractor = FeatureExtractor(network)
     for loader in loaders:
         counter.begin(loader)
-        if cached:
-            for statistics, labels in iterate_statistics(
-                extractor, loader, FeatureRequest(), FLOAT32, progress, "Accuracy"
-            ):
-                predictions = statistics.prediction.cpu().numpy()
-                counter.add(predictions, labels, statistics.logits.shape[1])
-            continue
-        for batch in progress_over(loader, progress, "Accuracy"):
-            images, labels = unpack(batch)
-            if len(images):
-                logits = logits_in_eval_mode(network, prepare_images(network, images))
-                counter.add(logits.argmax(1).cpu().numpy(), labels, logits.shape[1])
+        for logits, labels in _logits(network, loader, progress, cached):
+            counter.add(logits.argmax(1).cpu().numpy(), labels, logits.shape[1])
     return counter.percent()
+
+
+def _logits(
+    network: nn.Module, loader: Iterable[Any], progress: bool | None, cached: bool
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Yield the logits and labels of each batch."""
+    if cached:
+        request, extractor = FeatureRequest(), FeatureExtractor(network)
+        batches = iterate_statistics(extractor, loader, request, FLOAT32, progress, "Accuracy")
+        yield from ((statistics.logits, labels) for statistics, labels in batches)
+        return
+    for images, labels in map(unpack, progress_over(loader, progress, "Accuracy")):
+        if len(images):
+            yield logits_in_eval_mode(network, prepare_images(network, images)), labels

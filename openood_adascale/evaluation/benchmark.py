@@ -99,31 +99,18 @@ class Benchmark:
         """Return ``val``, ``ood_val`` or ``train``."""
         found: Iterable[Any] | None = {"val": self.val, "ood_val": self.ood_val, "train": self.train}[name]
         if found is None:
-            raise ValueError(
-                f"benchmark.{name}: None is not allowed; a method needs these images to fit or search "
-                f"(--{name.replace('_', '-')} DIR of a command)"
-            )
+            raise SettingError(f"benchmark.{name}", None, "images, which a method needs to fit or search")
         return found
 
 
-_OF_IMAGES = ("loader:", "images:", "scores:")
-
-
 @contextmanager
-def naming(name: str, all_errors: bool = False) -> Iterator[None]:
-    """Put the name of a set of images in front of errors that are about its images.
-
-    Args:
-        name: Name of the set.
-        all_errors: True for code of others, whose errors do not name the set.
-    """
+def naming(name: str) -> Iterator[None]:
+    """Put the name of a set in front of errors of a pass over its images."""
     try:
         yield
     except NotFiniteError as error:
         raise NotFiniteError(f"{name}: {error.what}", error.rows, error.names) from error
     except (ValueError, TypeError, RuntimeError) as error:
-        text = str(error)
-        about_images = text.startswith(_OF_IMAGES) or " fails on images of shape " in text
-        if type(error) not in (ValueError, TypeError, RuntimeError) or not (about_images or all_errors):
+        if type(error) not in (ValueError, TypeError, RuntimeError):  # others name what they are about
             raise
-        raise type(error)(f"{name}: {text}") from error
+        raise type(error)(f"{name}: {error}") from error

@@ -30,14 +30,14 @@ from tqdm.auto import tqdm
 from ..data.decoding import extensions, read_image
 from ..data.files import apply_transform
 from ..detectors.base import Detector
-from ..detectors.registry import load_detector
-from ..detectors.serialization import read_detector
 from ..errors import ImageError, NotFiniteError, ResultError, SettingError
 from ..features.loading import is_hidden
 from ..io import replacing
-from ..models.loading import load_network
+from ..models.loading import LoadedNetwork
+from ..models.transforms import described
 from ..parallel import SharedObject, current_pool
-from .scoring import _network_of
+from .own_images import chosen_device
+from .scoring import COLUMNS, load_fitted, utf8_text
 
 MANIFEST = "_manifest.json"  # readers of Parquet directories skip names that start with _
 PART_IMAGES = (128, 2048)
@@ -46,14 +46,7 @@ _PARTS = 256  # parts that a source is divided into, as far as the limits above 
 _SPLITS = 16  # parts of a row group at most, as each of them reads the images before its own, too
 _BUFFER = 8 << 20  # bytes of a Parquet column that are read at a time
 _PARQUET, _TAR = (".parquet", ".parq", ".pq"), (".tar", ".tar.gz", ".tgz")
-_COLUMNS = {
-    "path": "string",
-    "prediction": "int64",
-    "class": "string",
-    "score": "float64",
-    "ood": "bool",
-    "error": "string",
-}
+_COLUMNS = {**COLUMNS, "error": "string"}
 _ALLOWED = (
     "Parquet files, WebDataset shards (.tar), images, directories of them, or URLs such as s3://bucket/path"
 )
@@ -82,8 +75,8 @@ class Summary:
 
 
 class _File(NamedTuple):
-    system: int
-    """Index of its file system."""
+    system: Any
+    """Its pyarrow file system."""
     path: str
     """Path in the file system."""
     name: str
@@ -126,8 +119,6 @@ class _Job:
     path_column: str | None
     batch_size: int
     device: str | None
-    systems: list[Any]
-    """pyarrow file systems of the sources."""
 
 
 def score_dataset(
@@ -181,17 +172,18 @@ def score_dataset(
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise SettingError("sources", sources, "an installed pyarrow (pip install 'pyarrow>=17')")
+    from pyarrow import parquet
+
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise SettingError("batch_size", batch_size, "a whole number from 1 on")
     file, directory = Path(detector_file).expanduser(), Path(output).expanduser()
-    detector, chosen_transform, description, classes = _load(file, network, weights, transform)
-    threshold = detector.threshold(tpr)
+    detector, loaded = _load(file, network, weights, transform)
+    threshold, columns = detector.threshold(tpr), (image_column, path_column)
     listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    systems, files = _list_files([os.fspath(source) for source in listed])
-    columns = (image_column, path_column)
-    job = _Job(detector, chosen_transform, classes, threshold, *columns, batch_size, device, systems)
+    files = _list_files([os.fspath(source) for source in listed])
+    job = _Job(detector, loaded.transform, loaded.classes, threshold, *columns, batch_size, device)
     with ThreadPoolExecutor(16) as executor:
-        row_groups = list(executor.map(functools.partial(_row_groups, job), files))
+        row_groups = list(executor.map(functools.partial(_row_groups, columns), files))
     parts = list(_divide(files, row_groups))
     digest = hashlib.blake2b(
         repr([(*one[2:], rows) for one, rows in zip(files, row_groups, strict=True)]).encode()
@@ -199,56 +191,43 @@ def score_dataset(
     settings = {
         "format": 2,
         "detector": hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest(),
-        "transform": description,
+        "transform": loaded.description,
         "tpr": tpr,
         "image_column": image_column,
         "path_column": path_column,
         "sources": digest.hexdigest()[:32],
     }
     _start_output(directory, settings)
-    missing = [part for part in parts if not (directory / part.output).exists()]
-    counts = _count(directory, set(parts) - set(missing))
+    written = [(directory / part.output).exists() for part in parts]
+    missing = [part for part, done in zip(parts, written, strict=True) if not done]
+    counts = _count(directory, itertools.compress(parts, written))
     total = None if any(one.kind == "tar" for one in files) else sum(map(sum, row_groups))
     with tqdm(total=total, initial=counts[0], desc="Score", unit="image", disable=is_hidden(progress)) as bar:
         shared = {"job": SharedObject(f"job {uuid.uuid4().hex}", job)}
-        for part, table in zip(missing, current_pool().map(_score_part, missing, shared), strict=True):
-            _write_part(directory / part.output, table)
+        tables = current_pool().map(_score_part, missing, shared)
+        for part, table in zip(missing, tables, strict=True):
+            with replacing(directory / part.output) as beside:
+                parquet.write_table(table, beside, compression="zstd")
             bar.update(len(table))
     return Summary(*_count(directory, parts), len(parts), len(missing))
 
 
-def _load(
-    file: Path, network: Any, weights: Any, transform: Any
-) -> tuple[Detector[Any, Any], Any, str, list[str]]:
-    """Return detector, transform, its description, and class names."""
-    notes = read_detector(file).notes
-    named = notes.get("classes")
-    classes = list(map(str, named)) if isinstance(named, list) else []
+def _load(file: Path, network: Any, weights: Any, transform: Any) -> tuple[Detector[Any, Any], LoadedNetwork]:
     if isinstance(network, nn.Module):
         if not callable(transform):
             raise SettingError("transform", transform, "a function of a PIL image, as network is a module")
-        network, description = copy.deepcopy(network), repr(transform)  # the caller's stays on its device
-    else:
-        given = {"network": network, "weights": weights, "transform": transform}
-        chosen = _network_of(str(file), notes, given)
-        found = load_network(chosen["network"], chosen["weights"], chosen["transform"])
-        network, transform, description = found.network, found.transform, found.description
-        classes = classes or list(found.classes)
-    return load_detector(file, network), transform, re.sub(r" at 0x\w+", "", description), classes
+        # The caller's stays on its device.
+        network = LoadedNetwork(copy.deepcopy(network), transform, "", described(transform))
+    return load_fitted(file, {"network": network, "weights": weights, "transform": transform})
 
 
 # The sources, divided into parts.
 
 
-def _list_files(sources: Sequence[str]) -> tuple[list[Any], list[_File]]:
-    """Return the sources' file systems, and their files, each once.
-
-    Raises:
-        SettingError: A source that cannot be used.
-    """
+def _list_files(sources: Sequence[str]) -> list[_File]:
+    """Return the sources' files, each once."""
     from pyarrow import fs
 
-    systems: list[Any] = []
     files: dict[str, _File] = {}
     for source in sources:
         try:
@@ -269,11 +248,10 @@ def _list_files(sources: Sequence[str]) -> tuple[list[Any], list[_File]]:
             raise SettingError("sources", source, f"{_ALLOWED}; there are none")
         for name, one in found.items():
             state = f"{one.size} {one.mtime_ns}"
-            files[name] = _File(len(systems), one.path, name, _kind(one.path), state)
-        systems.append(system)
+            files[name] = _File(system, one.path, name, _kind(one.path), state)
     if not files:
         raise SettingError("sources", list(sources), _ALLOWED)
-    return systems, list(files.values())
+    return list(files.values())
 
 
 def _resolve(source: str) -> tuple[Any, str, str]:
@@ -301,39 +279,33 @@ def _kind(path: str) -> str:
     return "image" if os.path.splitext(name)[1] in extensions() else ""
 
 
-def _open_parquet(job: _Job, file: _File) -> Any:
+def _open_parquet(file: _File) -> Any:
     from pyarrow import parquet
 
     # Buffered, as a whole column of a row group would be read otherwise.
-    system = job.systems[file.system]
-    return parquet.ParquetFile(file.path, filesystem=system, buffer_size=_BUFFER, pre_buffer=False)
+    return parquet.ParquetFile(file.path, filesystem=file.system, buffer_size=_BUFFER, pre_buffer=False)
 
 
-def _row_groups(job: _Job, file: _File) -> list[int]:
-    """Return the numbers of rows of a Parquet file's row groups (one row for another file).
-
-    Raises:
-        SettingError: It has not the columns.
-        ImageError: It is damaged.
-    """
+def _row_groups(columns: tuple[str, str | None], file: _File) -> list[int]:
+    """Return the numbers of rows of a Parquet file's row groups (one row for another file)."""
     import pyarrow as pa
     from pyarrow import types
 
     if file.kind != "parquet":
         return [1]
     try:
-        with _open_parquet(job, file) as opened:
+        with _open_parquet(file) as opened:
             schema, metadata = opened.schema_arrow, opened.metadata
     except (OSError, pa.ArrowException) as error:
         raise ImageError(file.name, f"is no Parquet file that can be read ({error})") from error
-    for setting, column in (("image_column", job.image_column), ("path_column", job.path_column)):
+    for setting, column in zip(("image_column", "path_column"), columns, strict=True):
         if column is not None and column not in schema.names:
             raise SettingError(setting, column, f"a column of {file.name}: {', '.join(schema.names)}")
-    kind = schema.field(job.image_column).type
+    kind = schema.field(columns[0]).type
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (types.is_binary(kind) or types.is_large_binary(kind)):
-        raise SettingError("image_column", job.image_column, f"bytes; in {file.name} it is {kind}")
+        raise SettingError("image_column", columns[0], f"bytes; in {file.name} it is {kind}")
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
@@ -358,11 +330,7 @@ def _divide(files: Sequence[_File], row_groups: Sequence[Sequence[int]]) -> Iter
 
 
 def _start_output(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Create the output directory with its manifest, or compare the manifest that is there.
-
-    Raises:
-        SettingError: The directory holds something else, or parts of other settings.
-    """
+    """Create the output directory with its manifest, or compare the manifest that is there."""
     file = directory / MANIFEST
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -383,19 +351,8 @@ def _start_output(directory: Path, manifest: Mapping[str, Any]) -> None:
             raise SettingError("output", str(directory), allowed)
 
 
-def _write_part(file: Path, table: Any) -> None:
-    from pyarrow import parquet
-
-    with replacing(file) as beside:
-        parquet.write_table(table, beside, compression="zstd")
-
-
 def _count(directory: Path, parts: Iterable[_Part]) -> tuple[int, int, int]:
-    """Return the numbers of images, OOD images and errors in the files of parts.
-
-    Raises:
-        ResultError: One is damaged.
-    """
+    """Return the numbers of images, OOD images and errors in the files of parts."""
     import pyarrow as pa
     from pyarrow import dataset
 
@@ -418,7 +375,7 @@ def _score_part(shared: Mapping[str, Any], part: _Part) -> Any:
     import pyarrow as pa
 
     job: _Job = shared["job"]
-    device = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(job.device)
     job.detector.network.to(device)
     images, rows = _read(job, part), []
     decode = functools.partial(_decode, job.transform)
@@ -426,7 +383,7 @@ def _score_part(shared: Mapping[str, Any], part: _Part) -> Any:
     with ThreadPoolExecutor(torch.get_num_threads()) as executor:
         while batch := list(itertools.islice(images, job.batch_size)):
             batches.append(executor.map(decode, batch))
-            if device == "cpu" or len(batches) > 1:  # a GPU scores a batch while the next is decoded
+            if device.type == "cpu" or len(batches) > 1:  # a GPU scores a batch while the next is decoded
                 rows += _score(job, list(batches.popleft()))
         for decoded in batches:
             rows += _score(job, list(decoded))
@@ -447,7 +404,7 @@ def _decode(transform: Callable[[Any], Tensor], image: tuple[str, bytes | str]) 
 def _score(job: _Job, images: Sequence[tuple[str, Tensor | str]]) -> list[dict[str, Any]]:
     """Return the rows of a batch."""
     rows: list[dict[str, Any]] = [
-        {"path": _text(name), "error": _text(image) if isinstance(image, str) else None}
+        {"path": utf8_text(name), "error": utf8_text(image) if isinstance(image, str) else None}
         for name, image in images
     ]
     while places := [place for place, row in enumerate(rows) if row["error"] is None]:
@@ -462,49 +419,33 @@ def _score(job: _Job, images: Sequence[tuple[str, Tensor | str]]) -> list[dict[s
             for row in error.rows:
                 rows[places[row]]["error"] = f"{error.what}: NaN or infinity"
             continue
-        split = job.detector.extractor.split
-        named = split is None or len(split.head.weight) == len(job.classes)
         for place, prediction, score in zip(places, predictions.tolist(), scores.tolist(), strict=True):
-            name = job.classes[prediction] if named and prediction < len(job.classes) else ""
-            rows[place] |= {
-                "prediction": prediction,
-                "class": _text(name),
-                "score": score,
-                "ood": score < job.threshold,
-            }
+            name = job.classes[prediction] if prediction < len(job.classes) else ""
+            ood = score < job.threshold
+            rows[place] |= {"prediction": prediction, "class": utf8_text(name), "score": score, "ood": ood}
         break
     return rows
 
 
-def _text(text: str) -> str:
-    """Return a text in which bytes of a file name that are not UTF-8 are escaped, as Parquet requires."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _read(job: _Job, part: _Part) -> Iterator[tuple[str, bytes | str]]:
-    """Yield the names of a part's images, and their bytes or the reason why there are none.
-
-    Raises:
-        ImageError: A file is damaged as a whole, or gone.
-    """
+    """Yield the names of a part's images, and their bytes or the reason why there are none."""
     import pyarrow as pa
 
     for file in part.files:
-        system = job.systems[file.system]
         try:
             if file.kind == "parquet":
                 yield from _read_parquet(job, file, part.start, part.stop)
             elif file.kind == "tar":
-                yield from _read_tar(system, file)
+                yield from _read_tar(file)
             else:
-                yield file.name, _read_file(system, file)
+                yield file.name, _read_file(file)
         except (OSError, pa.ArrowException, tarfile.TarError, EOFError) as error:
             raise ImageError(file.name, f"cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _read_parquet(job: _Job, file: _File, start: int, stop: int) -> Iterator[tuple[str, bytes]]:
     columns = [column for column in (job.image_column, job.path_column) if column is not None]
-    with _open_parquet(job, file) as opened:
+    with _open_parquet(file) as opened:
         first = 0
         for group in range(opened.metadata.num_row_groups):
             row, first = first, first + opened.metadata.row_group(group).num_rows
@@ -522,9 +463,9 @@ def _read_parquet(job: _Job, file: _File, start: int, stop: int) -> Iterator[tup
                     break
 
 
-def _read_tar(system: Any, file: _File) -> Iterator[tuple[str, bytes]]:
+def _read_tar(file: _File) -> Iterator[tuple[str, bytes]]:
     with (
-        system.open_input_stream(file.path, compression=None) as stream,
+        file.system.open_input_stream(file.path, compression=None) as stream,
         tarfile.open(fileobj=stream, mode="r|*") as shard,
     ):
         for member in shard:
@@ -535,9 +476,9 @@ def _read_tar(system: Any, file: _File) -> Iterator[tuple[str, bytes]]:
             vars(shard)["members"] = []  # it would keep all of them
 
 
-def _read_file(system: Any, file: _File) -> bytes | str:
+def _read_file(file: _File) -> bytes | str:
     try:
-        with system.open_input_stream(file.path, compression=None) as stream:
+        with file.system.open_input_stream(file.path, compression=None) as stream:
             content: bytes = stream.read()
             return content
     except (FileNotFoundError, PermissionError) as error:

@@ -8,19 +8,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
-import numpy as np
 from torch import nn
 
 from ..detectors.base import Detector
 from ..errors import CacheError, ImageError, SettingError
 from ..features.cache import CacheDir, feature_cache
 from ..features.network import check_network, evaluating
-from .accuracy import accuracy
+from .accuracy import Accuracy, accuracy
 from .benchmark import Benchmark
 from .one_pass import AnyDetector, OnePass
-from .per_image import PerImage, images_of, joined
+from .per_image import images_of
 from .postprocessors import Postprocessor, check, infer, is_postprocessor, prepare
-from .result import Result, result_of
+from .result import Parts, Result, result_of
 
 AnyMethod: TypeAlias = AnyDetector | Postprocessor
 
@@ -139,12 +138,7 @@ class Evaluator:
     def run(
         self, methods: Mapping[str, AnyMethod], left_out: dict[str, str] | None = None
     ) -> dict[str, Result]:
-        """Return the results by method.
-
-        Args:
-            methods: Methods by name.
-            left_out: Receives the reasons of postprocessors that fail (default: their errors are raised).
-        """
+        """Return the results by method; postprocessors that fail are noted in ``left_out``, or raise without it."""
         if self.full_spectrum and not self.benchmark.covariate_shift:
             raise SettingError("full_spectrum", True, "False, or sets in benchmark.covariate_shift")
         detectors = {name: one for name, one in methods.items() if isinstance(one, Detector)}
@@ -193,43 +187,35 @@ class Evaluator:
         groups: dict[Any, dict[str, AnyDetector]] = {}
         for name, detector in detectors.items():
             groups.setdefault((id(detector.network), detector.settings.inference), {})[name] = detector
-        sweeps = {} if self.sweep is None else {"": self.sweep}
         found: dict[str, Result] = {}
         # float32 first: its pass gives the accuracy, which the others' do not.
         for (key, _), group in sorted(groups.items(), key=lambda item: item[0][1].precision != "float32"):
             one = OnePass(group, self.benchmark, self.progress)
-            searched = one.prepare(self.search, sweeps)
-            unknown = self.known_accuracy is None and key not in self._accuracies
-            tested = one.test(self.full_spectrum, unknown)
-            if tested.accuracy is not None:
-                self._accuracies[key] = tested.accuracy
+            searched = one.prepare(self.search, self.sweep)
+            wanted = self.known_accuracy is None and key not in self._accuracies
+            counter = Accuracy(self.benchmark.classes, wanted)
+            parts, classes = one.test(self.full_spectrum, counter)
+            first = next(iter(group.values()))
+            if wanted and first.settings.precision == "float32":
+                self._accuracies[key] = counter.percent()
             # The plain network's, whatever the precision of the method.
-            percent = self._accuracy(next(iter(group.values())).network)
-            for name in group:
+            percent = self._accuracy(first.network)
+            for name, found_parts in parts.items():
+                search = searched.get(name)
                 found[name] = result_of(
-                    self.benchmark,
-                    tested.values[name],
-                    tested.images,
-                    tested.classes,
-                    searched.get(name),
-                    percent,
-                    self.full_spectrum,
+                    self.benchmark, found_parts, classes, search, percent, self.full_spectrum
                 )
         return found
 
     def _postprocessor(self, method: Postprocessor, network: nn.Module) -> Result:
         with evaluating(network):  # as OpenOOD's Evaluator does for its postprocessors
             searched = prepare(method, self.benchmark, network, self.search is not False)
-            scores: dict[str, list[np.ndarray]] = {}
-            images: dict[str, list[PerImage]] = {}
+            parts: Parts = {}
             for name, loader in self.benchmark.test_loaders(self.full_spectrum):
                 predictions, values, labels = infer(method, network, loader, name, self.progress is not False)
-                scores.setdefault(name, []).append(values)
-                images.setdefault(name, []).append(images_of(loader, labels, predictions))
+                parts.setdefault(name, []).append((values, images_of(loader, labels, predictions)))
             percent = self._accuracy(network, getattr(method, "from_features", False))
-        by_set = {name: {"scores": np.concatenate(parts)} for name, parts in scores.items()}
-        all_images = {name: joined(parts) for name, parts in images.items()}
-        return result_of(self.benchmark, by_set, all_images, 0, searched, percent, self.full_spectrum)
+        return result_of(self.benchmark, parts, 0, searched, percent, self.full_spectrum)
 
     def _accuracy(self, network: nn.Module, cached: bool = False) -> float:
         """Return ACC in percent, which is computed once for each network."""
@@ -237,12 +223,9 @@ class Evaluator:
             return self.known_accuracy
         if id(network) not in self._accuracies:
             loaders = [one for name, one in self.benchmark.test_loaders(self.full_spectrum) if name == "id"]
-            more: dict[str, Any] = {
-                "classes": self.benchmark.classes,
-                "progress": self.progress,
-                "cached": cached,
-            }
-            self._accuracies[id(network)] = accuracy(network, *loaders, **more)
+            self._accuracies[id(network)] = accuracy(
+                network, *loaders, classes=self.benchmark.classes, progress=self.progress, cached=cached
+            )
         return self._accuracies[id(network)]
 
 

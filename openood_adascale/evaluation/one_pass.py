@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from ..detectors.base import Detector, FittedDetector, StreamingDetector
+from ..detectors.settings import warn_if_doubtful
 from ..features.collect import LabelledStatistics, iterate_statistics
 from ..features.histogram import Counter
 from ..features.loading import plain_labels
 from ..features.statistics import FeatureRequest, FeatureStatistics
 from .accuracy import Accuracy
 from .benchmark import Benchmark, naming
-from .per_image import PerImage, images_of, joined
-from .result import Values
+from .per_image import images_of
+from .result import Parts
 
 AnyDetector: TypeAlias = Detector[Any, Any]
 
@@ -33,27 +35,8 @@ class Adaptive(Protocol):
         """Return (N,) Q'."""
 
 
-class Tested(NamedTuple):
-    """Result of the pass over the test images."""
-
-    values: dict[str, Values]
-    """By detector."""
-    images: dict[str, PerImage]
-    """Files, labels and predictions by set."""
-    classes: int
-    """C, the number of classes of the network."""
-    accuracy: float | None
-    """In percent (None if this pass is not in float32, or the accuracy is not wanted)."""
-
-
 class OnePass:
-    """Detectors of one network with the same inference settings.
-
-    Args:
-        detectors: Detectors by name.
-        benchmark: Loaders.
-        progress: True or False shows or hides the progress bars (default: shown in a terminal).
-    """
+    """Detectors of one network with the same inference settings, by name."""
 
     def __init__(
         self, detectors: Mapping[str, AnyDetector], benchmark: Benchmark, progress: bool | None
@@ -65,35 +48,34 @@ class OnePass:
         self._inference = first.settings.inference
         self._extractor = first.extractor
         for detector in detectors.values():
-            self._extractor.volatile_buffers |= detector.extractor.volatile_buffers
             detector.extractor = self._extractor
 
     def prepare(
-        self, search: bool | None, sweeps: Mapping[str, Mapping[str, Sequence[Any]]]
+        self, search: bool | None, sweep: Mapping[str, Sequence[Any]] | None
     ) -> dict[str, pd.DataFrame]:
         """Search or fit the detectors that need it, and return the search results by name."""
         searching = {
             name: detector
             for name, detector in self._detectors.items()
-            if (name in sweeps or detector.default_sweep)
-            and (search if search is not None else name in sweeps or not detector.is_fitted)
+            if (sweep is not None or detector.default_sweep)
+            and (search if search is not None else sweep is not None or not detector.is_fitted)
         }
-        unfitted = {
-            name: detector
+        unfitted = [
+            detector
             for name, detector in self._detectors.items()
             if name not in searching and isinstance(detector, FittedDetector) and detector.state is None
-        }
+        ]
         # Missing loaders must raise before the first pass.
         for name in ("val", "ood_val") if searching else ():
             self._benchmark.loader(name)
-        self._fit_on_train({**searching, **unfitted})
-        on_val = {name: detector for name, detector in unfitted.items() if detector.settings.split == "val"}
-        requests = [_search_request(found, sweeps.get(name)) for name, found in searching.items()]
+        self._fit_on_train([*searching.values(), *unfitted])
+        on_val = [detector for detector in unfitted if detector.settings.split == "val"]
+        requests = [_search_request(detector, sweep) for detector in searching.values()]
         if not requests and not on_val:
             return {}
-        fitting = [detector.settings.request() for detector in on_val.values()]
+        fitting = [detector.settings.request() for detector in on_val]
         id_val = self._collected("val", "ID validation", [*requests, *fitting])
-        for detector in on_val.values():
+        for detector in on_val:
             detector.fit_statistics(id_val)
         if not requests:
             return {}
@@ -102,64 +84,60 @@ class OnePass:
         for name, searched in searching.items():
             if isinstance(searched, StreamingDetector) and searched.settings.split == "val":
                 searched.summary = None  # it may be of other images
-            found = searched.search_statistics(id_val, ood_val, sweeps.get(name), self._progress)
-            results[name] = found.results
+            results[name] = searched.search_statistics(id_val, ood_val, sweep, self._progress).results
         return results
 
-    def _fit_on_train(self, detectors: Mapping[str, AnyDetector]) -> None:
+    def _fit_on_train(self, detectors: Iterable[AnyDetector]) -> None:
         """Fit all detectors that need the training images in one pass."""
-        counters: dict[str, tuple[StreamingDetector[Any, Any], Counter]] = {}
-        for name, detector in detectors.items():
+        counters: list[tuple[StreamingDetector[Any, Any], Counter]] = []
+        for detector in detectors:
             if not isinstance(detector, StreamingDetector) or detector.settings.split != "train":
                 continue
             if not detector.has_summary:
-                counters[name] = detector, Counter()
+                counters.append((detector, Counter()))
             elif detector.state is None and detector.summary is not None:
                 detector.use_summary(detector.summary)  # it has new settings since
         if not counters:
             return
-        requests = [detector.settings.request() for detector, _ in counters.values()]
+        requests = [detector.settings.request() for detector, _ in counters]
         for statistics, _ in self._pass(
             "train", self._benchmark.loader("train"), requests, "Training images"
         ):
-            for detector, counter in counters.values():
+            for detector, counter in counters:
                 detector.add_to_summary(counter, statistics)
-        for detector, counter in counters.values():
+        for detector, counter in counters:
             detector.use_summary(counter.result())
 
     def _collected(self, name: str, title: str, requests: Sequence[FeatureRequest]) -> FeatureStatistics:
         batches = self._pass(name, self._benchmark.loader(name), requests, title)
         return FeatureStatistics.cat([statistics.cpu() for statistics, _ in batches])
 
-    def test(self, full_spectrum: bool, want_accuracy: bool) -> Tested:
-        """Run the test images."""
+    def test(self, full_spectrum: bool, counter: Accuracy) -> tuple[dict[str, Parts], int]:
+        """Score the test images and count the right predictions; return the scores by detector, and C."""
         requests = [detector.settings.request() for detector in self._detectors.values()]
-        counter = Accuracy(self._benchmark.classes, want_accuracy)
         for detector in self._detectors.values():
             detector.require_fitted()
-        images: dict[str, list[PerImage]] = {}
-        parts: dict[str, dict[str, list[dict[str, np.ndarray]]]] = {name: {} for name in self._detectors}
+        parts: dict[str, Parts] = {key: {} for key in self._detectors}
         classes = 0
         for name, loader in self._benchmark.test_loaders(full_spectrum):
             if name == "id":
                 counter.begin(loader)
+            batches: dict[str, list[dict[str, np.ndarray]]] = {key: [] for key in self._detectors}
             known: list[tuple[np.ndarray, np.ndarray]] = []
             for statistics, labels in self._pass(name, loader, requests, f"Score {name}"):
                 for key, detector in self._detectors.items():
-                    parts[key].setdefault(name, []).append(_values(detector, statistics))
+                    batches[key].append(_values(detector, statistics))
                 predictions, classes = statistics.prediction.cpu().numpy(), statistics.logits.shape[1]
                 given = counter.add(predictions, labels, classes) if name == "id" else plain_labels(labels)
                 known.append((given, predictions))
-            given, predictions = (np.concatenate(column) for column in zip(*known, strict=True))
-            images.setdefault(name, []).append(images_of(loader, given, predictions))
-        values = {
-            key: {name: {kind: np.concatenate([batch[kind] for batch in batches]) for kind in batches[0]}
-                  for name, batches in sets.items()}
-            for key, sets in parts.items()
-        }  # fmt: skip
-        counted = want_accuracy and self._inference.precision == "float32"
-        by_set = {name: joined(found) for name, found in images.items()}
-        return Tested(values, by_set, classes, counter.percent() if counted else None)
+            images = images_of(loader, *map(np.concatenate, zip(*known, strict=True)))
+            for key, found in batches.items():
+                values: dict[str, Any] = {
+                    kind: np.concatenate([batch[kind] for batch in found]) for kind in found[0]
+                }
+                scores = values.pop("scores")
+                parts[key].setdefault(name, []).append((scores, replace(images, **values)))
+        return parts, classes
 
     def _pass(
         self, name: str, loader: Iterable[Any], requests: Sequence[FeatureRequest], description: str
@@ -173,7 +151,8 @@ class OnePass:
 
 def _search_request(detector: AnyDetector, sweep: Mapping[str, Sequence[Any]] | None) -> FeatureRequest:
     tried = detector.candidates(sweep)
-    any(settings.warn_if_doubtful() for settings in tried if sweep is not None)  # only the first warns
+    if sweep is not None:
+        warn_if_doubtful(tried)
     return FeatureRequest.union(settings.request() for settings in tried)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,26 +15,24 @@ from ..data.files import FOLDERS, ImageFiles, find_broken, find_images
 from ..data.labels import read_class_names, with_classes
 from ..detectors.registry import METHODS
 from ..errors import SettingError
-from ..models.loading import load_network
+from ..models.loading import LoadedNetwork, load_network
+from ..models.weights import Say
 from .benchmark import Benchmark
 from .evaluate import AnyMethod, Evaluator
 from .one_pass import AnyDetector
 from .result import Result
-
-Say = Callable[[str], Any]
-"""Function that prints a line."""
 
 
 class ImageReader:
     """A network on its device, and loaders of images for it, shared by ``evaluate``, ``fit`` and ``score``.
 
     Args:
-        options: Options by name (``network``, ``weights``, ``transform``, ``classes``, ``device``, ``batch_size``,
-            ``workers``, ``skip_broken``, ``quiet``); None or missing ones have their defaults.
+        options: Options of the command by name; None or missing ones have their defaults.
         say: Called with a line for each thing that is loaded, found or left out.
+        loaded: The network (default: the one that the options name).
     """
 
-    def __init__(self, options: Mapping[str, Any], say: Say) -> None:
+    def __init__(self, options: Mapping[str, Any], say: Say, loaded: LoadedNetwork | None = None) -> None:
         self._say = say
         self.batch_size = _count(options, "batch_size", 64, 1)
         self.workers = _count(options, "workers", 2, 0)
@@ -43,21 +41,17 @@ class ImageReader:
         """Progress bars: False hides them, None shows them in a terminal."""
         self.names_given = options.get("classes") is not None
         names = list(read_class_names(options["classes"])) if self.names_given else []
-        device = _device(options.get("device"))
-        self.loaded = load_network(options["network"], options.get("weights"), options.get("transform"), say)
+        device = chosen_device(options.get("device"))
+        self.loaded = loaded or load_network(
+            options["network"], options.get("weights"), options.get("transform"), say
+        )
         self.loaded.classes = names or self.loaded.classes
         say(f"{self.loaded.name}: {self.loaded.description}")
         self.loaded.network.to(device)
         self._class_count = 0
 
     def files(self, name: str, where: str, labels: str | None = None) -> ImageFiles:
-        """Return the images in a folder or list, with the network's transform.
-
-        Args:
-            name: Name of the set.
-            where: See :func:`~openood_adascale.data.files.find_images`.
-            labels: As there.
-        """
+        """Return the images in a folder or list, with the network's transform."""
         try:
             files = find_images(where, labels).with_transform(self.loaded.transform)
         except SettingError as error:
@@ -70,7 +64,7 @@ class ImageReader:
         if broken:
             self._say(f"{name}: left out {len(broken)} of {len(files)} images, which cannot be read")
         if len(broken) == len(files):
-            raise SettingError(name, files.root, "images of which at least one can be read")
+            raise SettingError(name, where, "images of which at least one can be read")
         return files.without(path for path, _ in broken)
 
     def class_count(self, files: ImageFiles) -> int:
@@ -85,6 +79,16 @@ class ImageReader:
         if self.names_given and len(names) != (count := self.class_count(files)):
             allowed = f"{count} names, one for each of the network's {count} classes"
             raise SettingError("--classes", len(names), allowed)
+
+    def with_classes(self, name: str, files: ImageFiles, places: Sequence[str | None] = ()) -> ImageFiles:
+        """Return images with labels that are the network's classes.
+
+        If the classes have no names, the class folders of one of ``places`` name them.
+        """
+        count, names = self.class_count(files), self.loaded.classes
+        if files.classes and not names:
+            names = _folder_names(places, count)
+        return with_classes(files, count, names, f"--{name}")
 
     def loader(self, name: str, files: ImageFiles) -> DataLoader[Any]:
         """Return a loader in the files' order, and print their number."""
@@ -103,7 +107,8 @@ def _count(options: Mapping[str, Any], name: str, default: int, least: int) -> i
     return value
 
 
-def _device(named: str | None) -> torch.device:
+def chosen_device(named: str | None) -> torch.device:
+    """Return a device by its name (default: cuda if available, else cpu)."""
     if named is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -128,11 +133,6 @@ def evaluate_folders(
 
     Returns:
         Results by method, another library's as ``KIND_NAME``, and the reasons why methods of these were left out.
-
-    Raises:
-        SettingError: An option that cannot be used, or no method that can be run.
-        ImageError: An image that cannot be read.
-        CacheError: The cache cannot be read or written.
     """
     names = methods_named(options.get("methods"), others)
     reader = ImageReader(options, say)
@@ -190,15 +190,9 @@ def methods_named(named: str | None, others: Mapping[str, Any]) -> list[str]:
 def make_detector(
     name: str, network: nn.Module, options: Mapping[str, Any], settings: Mapping[str, Any] | None = None
 ) -> AnyDetector:
-    """Return a registered method for a network.
+    """Return a registered method for a network, with ``settings`` in place of its own.
 
     A method that is fitted on training images is fitted on validation images if there are no others.
-
-    Args:
-        name: Name of the method.
-        network: The network.
-        options: Options by name, of which ``precision``, ``forward_batch_size`` and ``train`` are used.
-        settings: Settings in place of the method's own.
     """
     if name not in METHODS:
         raise SettingError("--method", name, f"one of {', '.join(METHODS)}")
@@ -216,26 +210,18 @@ def make_detector(
 
 def _benchmark(options: Mapping[str, Any], reader: ImageReader) -> tuple[Benchmark, int]:
     """Return the loaders, and the number of labelled ID test images."""
-    files = {"id": reader.files("id", options["id"], options.get("labels"))}
-    for name in ("val", "train", "ood_val"):
-        if options.get(name) is not None:
-            files[name] = reader.files(name, options[name])
-    sets = {
-        side: {name: reader.files(name, where) for name, where in (options.get(side) or {}).items()}
-        for side in ("near", "far")
-    }
-    test, names = files["id"], reader.loaded.classes
+    test, names = reader.files("id", options["id"], options.get("labels")), reader.loaded.classes
+    single = {name: options[name] for name in ("val", "train", "ood_val") if options.get(name) is not None}
+    places = single, options.get("near") or {}, options.get("far") or {}
+    files = [{name: reader.files(name, where) for name, where in one.items()} for one in places]
     reader.check_class_names(test)
     if test.classes or any(label != -1 for label in test.labels):
-        count = reader.class_count(test)
-        if test.classes and not names:
-            names = _folder_names([options.get("train"), options.get("val"), options["id"]], count)
-        test = files["id"] = with_classes(test, count, names, "--id")
+        test = reader.with_classes("id", test, [options.get("train"), options.get("val"), options["id"]])
         names = test.classes
-    loaders = {name: reader.loader(name, one) for name, one in files.items()}
-    near, far = ({name: reader.loader(name, one) for name, one in sets[side].items()} for side in sets)
+    id_loader = reader.loader("id", test)
+    loaders, near, far = ({name: reader.loader(name, found) for name, found in one.items()} for one in files)
     val, ood_val, train = (loaders.get(name) for name in ("val", "ood_val", "train"))
-    benchmark = Benchmark(loaders["id"], near, far, val, ood_val, train, classes=names)
+    benchmark = Benchmark(id_loader, near, far, val, ood_val, train, classes=names)
     return benchmark, sum(label >= 0 for label in test.labels)
 
 

@@ -50,12 +50,14 @@ def images_of(loader: Iterable[Any], labels: np.ndarray, predictions: np.ndarray
 
 
 def joined(parts: Sequence[PerImage]) -> PerImage:
-    """Return several loaders' images as one set, without paths if one of them has none."""
-    return PerImage(
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.predictions for part in parts]),
-        tuple(path for part in parts for path in part.paths) if all(part.paths for part in parts) else (),
-    )
+    """Return several loaders' images as one set, without paths, percentiles or Q' if one of them has none."""
+
+    def column(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else np.concatenate(values)
+
+    paths = tuple(path for part in parts for path in part.paths) if all(part.paths for part in parts) else ()
+    return PerImage(column("labels"), column("predictions"), paths, column("percentiles"), column("oodness"))
 
 
 def as_classes(values: object, count: int) -> np.ndarray:

@@ -40,7 +40,7 @@ def infer(
     method: Postprocessor, network: nn.Module, loader: Iterable[Any], name: str, progress: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (N,) predicted classes, float64 scores and labels of a loader's images (−1 for missing ones)."""
-    with naming(name, all_errors=True):
+    with naming(name):
         predictions, scores, labels = method.inference(network, loader, progress=progress)
     scores = as_scores(f"{name}: scores", scores)
     if not len(scores):
@@ -49,11 +49,7 @@ def infer(
 
 
 def check(method: Postprocessor, benchmark: Benchmark, search: bool) -> None:
-    """Check that the images to fit or search with are there, before any pass.
-
-    Raises:
-        ValueError: Some are missing; and whatever the method's own ``check`` raises.
-    """
+    """Check that the images to fit or search with are there, before any pass."""
     if callable(own := getattr(method, "check", None)):
         own(benchmark)
     if _is_searched(method, search):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from ..metrics import COLUMNS, ood_metrics
 from .benchmark import Benchmark
-from .per_image import PerImage, classes_of, folder_classes
+from .per_image import PerImage, classes_of, folder_classes, joined
 
-Values = dict[str, dict[str, np.ndarray]]
-"""Values of one method by set: (N,) float64 ``scores`` and, for AdaSCALE, ``percentiles`` and ``oodness``."""
+Parts = dict[str, list[tuple[np.ndarray, PerImage]]]
+"""(N,) float64 scores of one method and their images, of each loader of a set, by set."""
 
 
 @dataclass
@@ -49,28 +48,14 @@ class Result:
 
 def result_of(
     benchmark: Benchmark,
-    values: Values,
-    images: Mapping[str, PerImage],
+    parts: Parts,
     class_count: int,
     search: pd.DataFrame | None,
     accuracy: float,
     full_spectrum: bool,
 ) -> Result:
-    """Return the :class:`Result` of one method.
-
-    Args:
-        benchmark: The loaders.
-        values: Values of the images by set.
-        images: Files, labels and predictions by set.
-        class_count: C, the number of classes of the network (0 if unknown).
-        search: Candidates of the search, if there was one.
-        accuracy: ACC in percent.
-        full_spectrum: True if the covariate-shifted sets count as ID.
-
-    Raises:
-        ValueError: Scores that are not finite; names the set.
-    """
-    scores = {name: found["scores"] for name, found in values.items()}
+    """Return the result of one method; C, ``class_count``, is 0 if unknown."""
+    scores = {name: np.concatenate([values for values, _ in found]) for name, found in parts.items()}
     rows: dict[str, dict[str, float]] = {}
     for split, sets in (("nearood", benchmark.near), ("farood", benchmark.far)):
         for name in sets:
@@ -82,10 +67,6 @@ def result_of(
         if sets:
             means = {column: np.mean([rows[name][column] for name in sets]) for column in COLUMNS[:-1]}
             rows[split] = {column: float(mean) for column, mean in means.items()}
-    known = {
-        name: replace(part, percentiles=values[name].get("percentiles"), oodness=values[name].get("oodness"))
-        for name, part in images.items()
-    }
     return Result(
         pd.DataFrame.from_dict(rows, orient="index").assign(ACC=accuracy)[list(COLUMNS)],
         scores,
@@ -93,7 +74,7 @@ def result_of(
         tuple(benchmark.near),
         tuple(benchmark.far),
         "fsood" if full_spectrum else "ood",
-        known,
+        {name: joined([images for _, images in found]) for name, found in parts.items()},
         _class_names(benchmark, class_count),
     )
 

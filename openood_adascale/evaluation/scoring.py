@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import importlib.util
 import itertools
@@ -17,7 +18,6 @@ from typing import IO, Any
 import yaml
 
 from ..data.files import ImageFiles, find_broken, find_images
-from ..data.labels import with_classes
 from ..detectors.base import Detector, StreamingDetector
 from ..detectors.registry import load_detector
 from ..detectors.serialization import read_detector
@@ -25,13 +25,16 @@ from ..detectors.settings import read_yaml
 from ..errors import ImageError, SettingError
 from ..features.cache import feature_cache
 from ..io import replacing
+from ..models.loading import LoadedNetwork, load_network
 from ..models.specs import DEFAULT
-from .own_images import ImageReader, Say, make_detector
+from ..models.weights import Say
+from .own_images import ImageReader, make_detector
 
 NOTED = ("network", "weights", "transform")
 """Options that a detector's file notes."""
 _LIBRARIES = ("torchvision:", "timm:", "hf:")
-COLUMNS = ("path", "prediction", "class", "score", "ood")
+COLUMNS = {"path": "string", "prediction": "int64", "class": "string", "score": "float64", "ood": "bool"}
+"""Columns of scores, and their types in Parquet files."""
 FORMATS = ("csv", "jsonl", "parquet")
 Row = dict[str, Any]
 _BLOCK = 65536  # rows of a Parquet file in memory
@@ -42,21 +45,14 @@ _WINDOW = 1024  # images that are looked at for broken ones when one is met
 
 
 def fit_folders(options: Mapping[str, Any], say: Say) -> Detector[Any, Any]:
-    """Fit a detector on folders of images, or search its settings, and write it to a file.
-
-    Args:
-        options: The options of ``openood-adascale fit`` by name.
-        say: Called with a line for each step.
-    """
+    """Fit a detector on folders of images, or search its settings, and write it to a file; options are the command's."""
     output = _output_file(options["output"])
     reader = ImageReader(options, say)
     settings = _settings(options.get("set") or ())
     detector = make_detector(options["method"], reader.loaded.network, options, settings)
     val = reader.files("val", options["val"], options.get("labels"))
-    classes = reader.loaded.classes
     reader.check_class_names(val)
-    if val.classes:
-        classes = with_classes(val, reader.class_count(val), classes, "--val").classes
+    classes = reader.with_classes("val", val).classes if val.classes else reader.loaded.classes
     loaders = {"val": reader.loader("val", val)}
     for name in ("train", "ood_val"):
         if options.get(name) is not None:
@@ -107,6 +103,9 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+# Saved detectors and their networks.
+
+
 def _noted(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that the network was loaded by, with paths that can be found from anywhere."""
     found = {name: options.get(name) for name in NOTED}
@@ -118,172 +117,159 @@ def _noted(options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _network_of(file: str, notes: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def load_fitted(
+    file: str | os.PathLike[str], options: Mapping[str, Any], say: Say | None = None
+) -> tuple[Detector[Any, Any], LoadedNetwork]:
+    """Return a saved detector and its network, with the names of the classes that the detector's file has.
+
+    The options ``network`` (which may be loaded already), ``weights`` and ``transform`` replace those that the file notes. A
+    network or transform that is code, not a library's, is run only if it is named here.
+    """
+    notes = read_detector(file).notes
+    loaded = options.get("network")
+    if not isinstance(loaded, LoadedNetwork):
+        spec, weights, transform = _noted_or_given(os.fspath(file), notes, options)
+        loaded = load_network(spec, weights, transform, say)
+    classes = notes.get("classes")
+    if isinstance(classes, list) and classes:
+        loaded.classes = list(map(str, classes))
+    return load_detector(file, loaded.network), loaded
+
+
+def _noted_or_given(file: str, notes: Mapping[str, Any], options: Mapping[str, Any]) -> list[Any]:
     """Return network, weights and transform: as given, and otherwise as noted in the detector's file."""
     found = {name: options.get(name) for name in NOTED}
     noted = {name: notes[name] for name in NOTED if isinstance(notes.get(name), str)}
-    network = noted.get("network", "")
+    if found["network"] not in (None, noted.get("network")):
+        return list(found.values())  # weights of another network need not fit this one
+    for name, value in noted.items():
+        if found[name] is not None:
+            continue
+        if name == "weights" and value != DEFAULT and not os.path.isfile(value):
+            raise SettingError("--weights", None, f"their present place: {file} was made with {value!r}")
+        if name != "weights" and ":" in value and not value.startswith(_LIBRARIES):
+            told = f"{value!r}, which is code, and only run if it is named"
+            raise SettingError(f"--{name}", None, f"the one that {file} was made with: {told}")
+        found[name] = value
     if found["network"] is None:
-        if not network.startswith(_LIBRARIES):
-            told = f": {network!r}, which is code, and only run if it is named" if network else ""
-            raise SettingError("--network", None, f"the network that {file} was made for{told}")
-        found["network"] = network
-    if found["network"] != network:  # weights of another network need not fit this one
-        return found
-    if found["weights"] is None and (weights := noted.get("weights")) is not None:
-        if weights != DEFAULT and not os.path.isfile(weights):
-            raise SettingError("--weights", None, f"their present place: {file} was made with {weights!r}")
-        found["weights"] = weights
-    if found["transform"] is None and (transform := noted.get("transform")) is not None:
-        if ":" in transform and not transform.startswith(_LIBRARIES):
-            told = f"{transform!r}, which is code, and only run if it is named"
-            raise SettingError("--transform", None, f"the one that {file} was made with: {told}")
-        found["transform"] = transform
-    return found
+        raise SettingError("--network", None, f"the network that {file} was made for")
+    return list(found.values())
 
 
 # Scoring.
 
 
 @dataclass
-class Summary:
-    """Summary of a scoring run."""
+class Scored:
+    """Counts of images that :func:`score_folders` has scored."""
 
-    counted: int = 0
+    images: int = 0
     """Images scored, those of an interrupted run included."""
     ood: int = 0
     """Images that are OOD."""
     broken: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of each image that could not be read."""
 
-    def count(self, row: Row) -> None:
-        """Count a row."""
-        self.counted, self.ood = self.counted + 1, self.ood + int(row["ood"])
+    def count(self, row: Row) -> Row:
+        """Count a row, and return it."""
+        self.images, self.ood = self.images + 1, self.ood + int(row["ood"])
+        return row
 
 
-class Scorer:
-    """A detector from a file with its network, ready to score images.
+def score_folders(options: Mapping[str, Any], say: Say, stdout: IO[str]) -> Scored:
+    """Score images in files, folders and lists, and write a row for each to ``stdout`` or ``output``.
 
-    Args:
-        file: The detector, as :func:`fit_folders` or ``detector.save`` wrote it.
-        options: The options of ``openood-adascale score`` by name. The file says which network of torchvision's, timm's or
-            transformers' it was made for, and where its weights were; code of your own is run only if it is named here.
-        say: Called with a line for each step.
+    With ``output``, rows are kept in ``OUTPUT.partial`` as they are scored, which becomes the output in the end. A run with
+    the same detector, images and threshold goes on from there. Images that cannot be read are passed over.
     """
-
-    def __init__(self, file: str, options: Mapping[str, Any], say: Say) -> None:
-        notes = read_detector(file).notes
-        self._options = {**options, **_network_of(file, notes, options)}
-        self._say = say
-        self._file = file
-        self._reader = ImageReader(self._options, say)
-        self.detector = load_detector(file, self._reader.loaded.network)
-        classes = notes.get("classes")
-        named = isinstance(classes, list) and bool(classes)
-        self._classes = list(map(str, classes or ())) if named else self._reader.loaded.classes
-
-    def score(
-        self, places: Sequence[str], tpr: float, output: str | None, form: str, stdout: IO[str]
-    ) -> Summary:
-        """Score images in files, folders and lists, and write a row for each.
-
-        With ``output``, rows are kept in ``OUTPUT.partial`` as they are scored, which becomes the output in the end. A run
-        with the same detector, images and threshold goes on from there. Images that cannot be read are passed over.
-
-        Args:
-            places: See :func:`~openood_adascale.data.files.find_images`.
-            tpr: Share of the ID validation images that is kept, in (0, 1].
-            output: The file (default: ``stdout``).
-            form: One of :data:`FORMATS`.
-            stdout: Written to without ``output``.
-
-        Raises:
-            SettingError: No images, or a ``tpr`` or format that cannot be used.
-            NotFittedError: The detector has no scores of validation images.
-        """
-        if form not in FORMATS:
-            raise SettingError("--format", form, ", ".join(FORMATS))
-        if form == "parquet" and output is None:
-            raise SettingError("--format", form, "csv or jsonl without --output")
-        if form == "parquet" and importlib.util.find_spec("pyarrow") is None:
-            raise SettingError("--format", form, "an installed pyarrow (pip install pyarrow)")
-        threshold = self.detector.threshold(tpr)
-        paths = list(dict.fromkeys(path for place in places for path in find_images(place).paths))
-        files = ImageFiles(paths, transform=self._reader.loaded.transform)
-        summary = Summary()
-        with feature_cache(self._options.get("cache_dir"), self._options.get("cache_tag")):
-            if output is None:
-                write = _writer(stdout, form)
-                for row in self._rows(files, threshold, summary):
-                    write(row)
-            else:
-                self._to_file(files, threshold, summary, _output_file(output), form)
-        return summary
-
-    def _to_file(
-        self, files: ImageFiles, threshold: float, summary: Summary, output: Path, form: str
-    ) -> None:
+    output = None if options.get("output") is None else _output_file(options["output"])
+    form = _format(options.get("format"), output)
+    detector, loaded = load_fitted(options["detector"], options, say)
+    reader = ImageReader(options, say, loaded)
+    threshold = detector.threshold(options["tpr"])
+    paths = list(dict.fromkeys(path for place in options["paths"] for path in find_images(place).paths))
+    files = ImageFiles(paths, transform=loaded.transform)
+    found = Scored()
+    score = functools.partial(_score, detector, reader, threshold, found)
+    with feature_cache(options.get("cache_dir"), options.get("cache_tag")):
+        if output is None:
+            write = _writer(stdout, form)
+            for row in score(files):
+                write(row)
+            return found
         partial = output.with_name(f"{output.name}.partial")
-        _begin(partial, self._key(files, threshold), self._say)
-        done = set()
-        for row in _rows_in(partial):
-            summary.count(row)
-            done.add(row["path"])
+        _begin(partial, _key(options, loaded.classes, threshold, files), say)
+        done = {found.count(row)["path"] for row in _rows_in(partial)}
         if done:
-            self._say(f"images: {len(done)} of {len(files)} are scored already, in {partial}")
+            say(f"images: {len(done)} of {len(files)} are scored already, in {partial}")
         with partial.open("a", encoding="utf-8") as file:
-            for row in self._rows(files.without(done), threshold, summary):
+            for row in score(files.without(done)):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
-        with replacing(output) as beside:
-            _convert(_rows_in(partial), beside, form)
-        partial.unlink()
+    with replacing(output) as beside:
+        _convert(_rows_in(partial), beside, form)
+    partial.unlink()
+    return found
 
-    def _key(self, files: ImageFiles, threshold: float) -> str:
-        digest = hashlib.blake2b(Path(self._file).expanduser().read_bytes(), digest_size=16)
-        digest.update(repr([threshold, *(self._options.get(name) for name in NOTED), self._classes]).encode())
-        for path in files.paths:
-            with contextlib.suppress(OSError):  # reported when it is read
-                state = os.stat(path)
-                digest.update(f"{path!r} {state.st_size} {state.st_mtime_ns};".encode())
-        return digest.hexdigest()
 
-    def _rows(self, files: ImageFiles, threshold: float, summary: Summary) -> Iterator[Row]:
-        """Yield a row for each image that can be read, in order."""
-        reader = self._reader
-        while len(files):
-            done = 0
-            try:
-                batches = self.detector.predict_batches(reader.loader_over(files), reader.progress)
-                for predictions, scores, _ in batches:
-                    for prediction, score in zip(predictions.tolist(), scores.tolist(), strict=True):
-                        row = self._row(files.paths[done], prediction, score, threshold)
-                        summary.count(row)
-                        done += 1
-                        yield row
-                return
-            except ImageError as error:
-                left = files.without(files.paths[:done])
-                # Several at once, since each time the loader is started again.
-                ahead = ImageFiles(left.paths[: max(_WINDOW, 8 * reader.batch_size)], None, files.transform)
-                broken = find_broken(ahead, reader.workers, False)
-                # Images of several sizes, or broken now and then.
-                broken = broken or [(error.path, error.why)] * (error.path in left.paths)
-                if not broken:
-                    raise
-                summary.broken += broken
-                files = left.without(path for path, _ in broken)
+def _format(chosen: str | None, output: Path | None) -> str:
+    ending = output.suffix[1:].lower() if output else ""
+    form = chosen or (ending if ending in FORMATS else "csv")
+    if form not in FORMATS:
+        raise SettingError("--format", form, ", ".join(FORMATS))
+    if form == "parquet" and output is None:
+        raise SettingError("--format", form, "csv or jsonl without --output")
+    if form == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise SettingError("--format", form, "an installed pyarrow (pip install pyarrow)")
+    return form
 
-    def _row(self, path: str, prediction: int, score: float, threshold: float) -> Row:
-        name = self._classes[prediction] if prediction < len(self._classes) else ""
-        return dict(zip(COLUMNS, (path, prediction, name, score, score < threshold), strict=True))
+
+def _score(
+    detector: Detector[Any, Any], reader: ImageReader, threshold: float, found: Scored, files: ImageFiles
+) -> Iterator[Row]:
+    """Yield a row for each image that can be read, in order."""
+    classes = reader.loaded.classes
+    while len(files):
+        done = 0
+        try:
+            for predictions, scores, _ in detector.predict_batches(
+                reader.loader_over(files), reader.progress
+            ):
+                for prediction, score in zip(predictions.tolist(), scores.tolist(), strict=True):
+                    name = classes[prediction] if prediction < len(classes) else ""
+                    values = files.paths[done], prediction, name, score, score < threshold
+                    done += 1
+                    yield found.count(dict(zip(COLUMNS, values, strict=True)))
+            return
+        except ImageError as error:
+            left = files.without(files.paths[:done])
+            # Several at once, since each time the loader is started again.
+            ahead = ImageFiles(left.paths[: max(_WINDOW, 8 * reader.batch_size)], None, files.transform)
+            broken = find_broken(ahead, reader.workers, False)
+            # Images of several sizes, or broken now and then.
+            broken = broken or [(error.path, error.why)] * (error.path in left.paths)
+            if not broken:
+                raise
+            found.broken += broken
+            files = left.without(path for path, _ in broken)
 
 
 # Output.
 
 
+def _key(options: Mapping[str, Any], classes: list[str], threshold: float, files: ImageFiles) -> str:
+    """Return a fingerprint of all that the rows depend on."""
+    digest = hashlib.blake2b(Path(options["detector"]).expanduser().read_bytes(), digest_size=16)
+    digest.update(repr([threshold, *(options.get(name) for name in NOTED), classes]).encode())
+    for path in files.paths:
+        with contextlib.suppress(OSError):  # reported when it is read
+            state = os.stat(path)
+            digest.update(f"{path!r} {state.st_size} {state.st_mtime_ns};".encode())
+    return digest.hexdigest()
+
+
 def _begin(partial: Path, key: str, say: Say) -> None:
-    """Begin a file of JSON lines with a fingerprint of detector, images and threshold, or go on with one."""
+    """Begin a file of JSON lines with a fingerprint, or go on with one that has the same."""
     first = json.dumps({"key": key}).encode() + b"\n"
     content = partial.read_bytes() if partial.is_file() else b""
     if content.startswith(first):
@@ -314,13 +300,10 @@ def _convert(rows: Iterator[Row], path: Path, form: str) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
-        kinds = pa.string(), pa.int64(), pa.string(), pa.float64(), pa.bool_()
-        schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
+        schema = pa.schema(list(COLUMNS.items()))
         with parquet.ParquetWriter(path, schema) as file:
             while block := list(itertools.islice(rows, _BLOCK)):
-                for row in block:  # Parquet holds UTF-8 alone
-                    name = row["path"].encode("utf-8", "surrogateescape")
-                    row["path"] = name.decode("utf-8", "backslashreplace")
+                block = [{**row, "path": utf8_text(row["path"])} for row in block]
                 file.write_table(pa.Table.from_pylist(block, schema))
         return
     # File names that are not UTF-8 are kept as they are.
@@ -328,3 +311,8 @@ def _convert(rows: Iterator[Row], path: Path, form: str) -> None:
         write = _writer(text, form)
         for row in rows:
             write(row)
+
+
+def utf8_text(text: str) -> str:
+    """Return a text in which bytes of a file name that are not UTF-8 are escaped, as Parquet requires."""
+    return text.encode("utf-8", "backslashreplace").decode()

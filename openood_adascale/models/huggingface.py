@@ -17,11 +17,7 @@ _SHOWN = ("size", "crop_size", "resample", "image_mean", "image_std", "rescale_f
 
 
 class ProcessorTransform:
-    """Transform that applies an image processor of transformers.
-
-    Args:
-        processor: The image processor.
-    """
+    """Transform that applies an image processor of transformers."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -42,10 +38,9 @@ def load_processor(spec: str) -> ProcessorTransform:
 
 
 def load_classifier(spec: str) -> tuple[nn.Module, ProcessorTransform | None, list[str]]:
-    """Return an image classifier, the transform of its image processor, and the names of its classes.
+    """Return the image classifier, the transform of its image processor, and the names of its classes.
 
-    Args:
-        spec: ``hf:NAME`` on the Hugging Face hub, or ``hf:FOLDER`` of its files, which needs no internet.
+    ``spec`` is ``hf:NAME`` on the Hugging Face hub, or ``hf:FOLDER`` of its files, which needs no internet.
     """
     network = _load("AutoModelForImageClassification", "network", spec, "an image classifier of transformers")
     transform: ProcessorTransform | None = None

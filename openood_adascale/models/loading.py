@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import warnings
@@ -49,10 +50,6 @@ class LoadedNetwork:
 
         Args:
             image: One transformed image, (3, H, W).
-
-        Raises:
-            ValueError: The network cannot be used, or has a single logit.
-            RuntimeError: The network fails on the image.
         """
         check_network(self.network)
         images = prepare_images(self.network, torch.stack([image, image]))  # it may fail on a single image
@@ -113,12 +110,16 @@ def load_network(
 
 
 def _from_library(kind: str, spec: str, weights: Weights, say: Say | None) -> nn.Module:
-    build = _builder(kind, spec)
+    if kind == "torchvision":
+        make = torchvision_builder(spec)
+    else:
+        make = functools.partial(library("timm", spec).create_model, timm_name(spec))
     if weights is None:
-        allowed = f"a file, or {DEFAULT}: those of {spec} are random without one"
-        raise SettingError("weights", weights, allowed)
+        raise SettingError(
+            "weights", weights, f"a file, or {DEFAULT}: those of {spec} are random without one"
+        )
     if weights == DEFAULT:
-        return _with_default_weights(kind, spec, build)
+        return _with_default_weights(kind, spec, make)
     file = os.fspath(weights)
     state = read_state_dict(file, say)
     options: dict[str, Any] = {}
@@ -129,6 +130,7 @@ def _from_library(kind: str, spec: str, weights: Weights, say: Say | None) -> nn
             # As for torchvision's own weights, whose transform is used; auxiliary heads may have been left out.
             auxiliary = any(".fc" in key and "aux" in key.lower() for key in state)
             options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
+    build = functools.partial(_build, make, spec)
     shapes = _shapes(build, {**options, "num_classes": _BUILT})
     count = class_count(renamed_to_fit(state, shapes)[0], shapes, _BUILT)
     network = build(**options, num_classes=count)
@@ -136,39 +138,26 @@ def _from_library(kind: str, spec: str, weights: Weights, say: Say | None) -> nn
     return network
 
 
-def _builder(kind: str, spec: str) -> Build:
-    """Return a function that builds a library's network; its errors name the network."""
-    if kind == "torchvision":
-        make: Build = torchvision_builder(spec)
-    else:
-        timm, name = library("timm", spec), timm_name(spec)
-
-        def make(**options: Any) -> nn.Module:
-            network: nn.Module = timm.create_model(name, **options)
-            return network
-
-    def build(**options: Any) -> nn.Module:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # on a random initialisation that is overwritten
-            try:
-                return make(**options)
-            except Exception as error:  # options that it does not take, a download that fails
-                if "num_classes" not in options:
-                    told = f"({type(error).__name__}: {error})"
-                    allowed = f"a file, since {spec}'s own weights cannot be loaded {told}"
-                    raise SettingError("weights", DEFAULT, allowed) from error
-                chosen = ", ".join(f"{name}={value}" for name, value in options.items())
-                allowed = f"one that can be built with {chosen}; building it: {error}"
-                raise SettingError("network", spec, allowed) from error
-
-    return build
-
-
-def _with_default_weights(kind: str, spec: str, build: Build) -> nn.Module:
-    network = build(weights="DEFAULT") if kind == "torchvision" else build(pretrained=True)
+def _with_default_weights(kind: str, spec: str, make: Build) -> nn.Module:
+    try:
+        network = make(weights="DEFAULT") if kind == "torchvision" else make(pretrained=True)
+    except Exception as error:  # a download that fails
+        allowed = f"a file, since {spec}'s own weights cannot be loaded ({type(error).__name__}: {error})"
+        raise SettingError("weights", DEFAULT, allowed) from error
     if kind == "timm" and getattr(network, "num_classes", None) == 0:
         raise SettingError("weights", DEFAULT, f"a file with a head: {spec}'s own weights have none")
     return network
+
+
+def _build(make: Build, spec: str, **options: Any) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # on a random initialisation that is overwritten
+        try:
+            return make(**options)
+        except Exception as error:  # options that it does not take
+            chosen = ", ".join(f"{name}={value}" for name, value in options.items())
+            allowed = f"one that can be built with {chosen}; building it: {error}"
+            raise SettingError("network", spec, allowed) from error
 
 
 def _with_new_names(name: str, state: StateDict) -> StateDict:

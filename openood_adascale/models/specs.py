@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import SettingError
+from ..parallel.sending import import_file
 
 DEFAULT = "default"
 """Value of ``weights``: the library's own."""
@@ -121,16 +122,7 @@ def _import_file(path: Path) -> ModuleType:
     name = f"{path.stem}_{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} cannot be imported")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    return import_file(name, path)
 
 
 def _is_found_as(name: str, path: Path) -> bool:

@@ -36,11 +36,7 @@ def transform_for(
         network: The network.
         own: Transform that its function returned, if any.
         chosen: A spec, changes to the network's own transform, or a callable (default: the network's own).
-        file: File of its weights. torchvision's weights, known by the names that they are downloaded under, have
-            transforms of their own; other files get the one of its best weights.
-
-    Raises:
-        SettingError: No transform, or one that cannot be used.
+        file: File of its weights: torchvision's, known by their names, have transforms of their own.
     """
     transform, description = _found(network_spec, network, own, chosen, file)
     return transform, f"{description} → {_tried(transform, network_spec if chosen is None else chosen)}"
@@ -52,7 +48,7 @@ def _found(
     if chosen is not None and not isinstance(chosen, str):
         if not callable(chosen):
             raise SettingError("transform", chosen, ALLOWED)
-        return chosen, _described(chosen)
+        return chosen, described(chosen)
     changes = _changes(chosen) if chosen is not None and "=" in chosen and ":" not in chosen else {}
     spec = network_spec if chosen is None or changes else chosen
     kind, _, name = spec.partition(":")
@@ -66,11 +62,11 @@ def _found(
         if own is None:
             allowed = f"one, since {network_spec} has none: {ALLOWED}; or let it return network, transform"
             raise SettingError("transform", None, allowed)
-        return own, _described(own)
+        return own, described(own)
     transform = load_processor(spec) if kind == "hf" else import_object("transform", chosen, ALLOWED)
     if not callable(transform):
         raise SettingError("transform", chosen, "a function that takes a PIL image and returns a tensor")
-    return transform, _described(transform)
+    return transform, described(transform)
 
 
 def _changes(text: str) -> dict[str, Any]:
@@ -80,8 +76,6 @@ def _changes(text: str) -> dict[str, Any]:
         if key not in KEYS or key in found or not value:
             raise SettingError("transform", text, f"each of {', '.join(KEYS)} at most once, as in {SYNTAX}")
         found[key] = _value(text, key, value)
-    if found.get("resize", math.inf) < found.get("size", 0):
-        raise SettingError("transform", text, "a resize of at least size, which is cut from it")
     return found
 
 
@@ -111,7 +105,7 @@ def _torchvision_transform(spec: str, changes: Mapping[str, Any], file: str) -> 
     size = changes.get("size", plain.crop_size[0])
     # Without another resize, the crop shows as much of the image as before.
     resize = changes.get("resize", round(size * plain.resize_size[0] / plain.crop_size[0]))
-    _check_resize(changes, size, resize)
+    _check_resize(size, resize)
     mode = type(plain.interpolation)(changes.get("interpolation", plain.interpolation.value))
     mean, std = changes.get("mean", plain.mean), changes.get("std", plain.std)
     transform = weights.transforms(
@@ -132,7 +126,7 @@ def _timm_transform(spec: str, network: Any, changes: Mapping[str, Any]) -> tupl
         config["input_size"] = (3, changes["size"], changes["size"])
     size = min(config["input_size"][1:])
     if "resize" in changes:
-        _check_resize(changes, size, changes["resize"])
+        _check_resize(size, changes["resize"])
         # timm computes floor(size / crop_pct): the half keeps rounding from losing a pixel.
         config["crop_pct"] = size / (changes["resize"] + 0.5)
     config.update({key: changes[key] for key in ("interpolation", "mean", "std") if key in changes})
@@ -144,9 +138,11 @@ def _timm_transform(spec: str, network: Any, changes: Mapping[str, Any]) -> tupl
     return timm.data.create_transform(**config, is_training=False), f"{words} ({whose})"
 
 
-def _check_resize(changes: Mapping[str, Any], size: int, resize: int) -> None:
+def _check_resize(size: int, resize: int) -> None:
     if resize < size:
-        raise SettingError("transform", dict(changes), f"a resize from size={size} on")
+        raise SettingError(
+            "transform", f"resize={resize}", f"a resize of at least size={size}, which is cut from it"
+        )
 
 
 def _composed(text: str, chosen: Mapping[str, Any]) -> tuple[Transform, str]:
@@ -159,6 +155,7 @@ def _composed(text: str, chosen: Mapping[str, Any]) -> tuple[Transform, str]:
 
     size, mean, std = chosen["size"], chosen["mean"], chosen["std"]
     resize = chosen.get("resize", round(size * 256 / 224))
+    _check_resize(size, resize)
     interpolation = chosen.get("interpolation", "bilinear")
     mode = transforms.InterpolationMode(interpolation)
     steps = [transforms.Resize(resize, mode), transforms.CenterCrop(size), transforms.ToTensor()]
@@ -172,7 +169,8 @@ def _written(size: Any, resize: int, mean: Any, std: Any, interpolation: str) ->
     return f"size={size},resize={resize},mean={means},std={stds},interpolation={interpolation}"
 
 
-def _described(transform: Any) -> str:
+def described(transform: Any) -> str:
+    """Return a transform in one line, which is the same in another process."""
     if isinstance(transform, types.FunctionType | type):
         return f"{transform.__module__}.{transform.__qualname__}"
     text = re.sub(r" at 0x\w+", "", re.sub(r"\s+", " ", repr(transform)))

@@ -55,13 +55,8 @@ _OTHERS = {
 def read_state_dict(path: str | os.PathLike[str], say: Say | None = None) -> StateDict:
     """Return the weights in a file by their names there.
 
-    Args:
-        path: safetensors, or a file of ``torch.save``: a state dict, or a checkpoint with one of :data:`ENTRIES`. Beside
-            weights it may hold plain values, NumPy scalars and arrays, paths, dates and ``argparse.Namespace``.
-        say: Called with a line if one entry of several is read.
-
-    Raises:
-        SettingError: No such file, it cannot be read, or it holds anything else.
+    The file is safetensors, or of ``torch.save``: a state dict, or a checkpoint with one of :data:`ENTRIES`. Beside weights
+    it may hold plain values, NumPy scalars and arrays, paths, dates and ``argparse.Namespace``.
     """
     name = os.fspath(path)
     if not os.path.isfile(name):
@@ -186,10 +181,6 @@ def renamed_to_fit(state: StateDict, wanted: Mapping[str, Any]) -> tuple[StateDi
 
     If all of the network's weights are there under one prefix, the others are left out. Otherwise as few of
     :data:`PREFIXES` are removed from each name as make it one of the network's.
-
-    Args:
-        state: Weights by name.
-        wanted: Names of the network's parameters and buffers.
     """
     if not wanted or wanted.keys() <= state.keys():
         return state, ""
@@ -223,18 +214,7 @@ def _stripped(key: str, wanted: Mapping[str, Any]) -> str:
 
 
 def load_weights(network: nn.Module, state: StateDict, file: str, name: str, say: Say | None = None) -> None:
-    """Load weights into a network.
-
-    Args:
-        network: The network, perhaps wrapped or compiled.
-        state: Weights by name.
-        file: The file, for errors.
-        name: The network's name, for errors.
-        say: Called with a line if names were changed.
-
-    Raises:
-        SettingError: Some are missing, unexpected, or of another shape; names a few of each.
-    """
+    """Load weights into a network, perhaps wrapped or compiled; errors name the file, the network and parameters."""
     network = original(network)
     wanted = {key: value.shape for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     state, change = renamed_to_fit(state, wanted)
@@ -266,13 +246,7 @@ def _some(keys: list[str]) -> str:
 
 
 def class_count(state: StateDict, shapes: Shapes, built: int) -> int:
-    """Return the number of classes that weights are for.
-
-    Args:
-        state: Weights by name, without prefixes.
-        shapes: Shapes of a network of ``built`` classes by name; those of its head may differ in this number.
-        built: A number of classes, returned if no shape differs.
-    """
+    """Return the number of classes that weights are for, given the shapes of a network of ``built`` classes."""
     for key in reversed(list(shapes)):  # the head itself comes after auxiliary ones
         found, shape = state.get(key), shapes[key]
         if isinstance(found, Tensor) and found.dim() == len(shape):

@@ -66,7 +66,7 @@ class Pool:
 
 LOCAL = Pool()
 CHOSEN: contextvars.ContextVar[Pool] = contextvars.ContextVar("pool")
-"""The pool that :func:`~.current.ray_workers` has started."""
+"""The pool that :func:`~openood_adascale.parallel.ray_workers` has started."""
 _workers_of_node = 1
 
 
@@ -75,9 +75,6 @@ def parse_address(text: str) -> tuple[str, int | None]:
 
     >>> parse_address("local:8"), parse_address("auto"), parse_address("10.0.0.1:6379:16")
     (('local', 8), ('auto', None), ('10.0.0.1:6379', 16))
-
-    Raises:
-        PoolError: If the text has another form.
     """
     found = re.fullmatch(r"(local|auto|(?!(?:local|auto):)[^:]+:\d+)(?::0*([1-9]\d*))?", text.strip())
     if found is None:
@@ -93,18 +90,14 @@ def reader_processes(total: int) -> int:
 
 
 def enter_worker(workers_of_node: int) -> None:
-    """Make :func:`~.current.current_pool` the local pool in this process, which is one of several workers of its node."""
+    """Make the local pool the current one in this process, which is one of several workers of its node."""
     global _workers_of_node
     os.environ.pop(POOL_VARIABLE, None)  # for its threads and child processes, too
     _workers_of_node = workers_of_node
 
 
 def refuse_torchrun() -> None:
-    """Raise if torchrun has started several processes of this program.
-
-    Raises:
-        PoolError: If it has.
-    """
+    """Raise a PoolError if torchrun has started several processes of this program."""
     if int(os.environ.get("WORLD_SIZE") or 1) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         raise PoolError(
             "torchrun: several processes of one program are not supported; start it once, with --ray local "

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -21,10 +23,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..memory import keep_memory
-from .pool import Pool, PoolError, SharedObject, WorkerLostError, enter_worker
-from .sending import import_modules, inspect_object, own_modules, portable
-from .torch_state import arithmetic_flags, set_arithmetic_flags, versions
+import torch
+
+from .pool import Pool, PoolError, SharedObject, WorkerLostError
+from .sending import inspect_object, own_modules
+from .worker import Worker, WorkerSettings, arithmetic_flags, kept, versions
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -32,8 +35,6 @@ TIMEOUT_VARIABLE = "OPENOOD_ADASCALE_TIMEOUT"
 TIMEOUT = 600.0
 """Seconds that the driver waits for a piece before its worker is replaced, and for workers to start."""
 TRIES = 3
-KEPT = 4
-"""Shared objects that driver and workers keep."""
 _AHEAD = 2  # pieces under way on a worker
 _RAY_SETTINGS = {
     "RAY_worker_niceness": "0",  # with Ray's 15, workers starve beside busy processes
@@ -42,86 +43,6 @@ _RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """Settings that workers take over from the driver, or check against their own."""
-
-    path: list[str]
-    threads: int
-    flags: dict[str, Any]
-    versions: dict[str, str]
-    modules: dict[str, tuple[str, str]]
-    """Source files of the user's modules, and their hashes."""
-    workers_of_nodes: dict[str, int]
-    """Workers by Ray's node id."""
-
-
-class Worker:
-    """A Ray actor that runs pieces of work."""
-
-    def __init__(self) -> None:
-        self._objects: dict[str, Any] = {}
-        self._settings: WorkerSettings | None = None
-
-    def node(self) -> str:
-        """Return Ray's id of the node."""
-        import ray
-
-        return str(ray.get_runtime_context().get_node_id())
-
-    def prepare(self, settings: WorkerSettings) -> None:
-        """Take over the driver's settings.
-
-        Raises:
-            PoolError: If a version or a module differs from the driver's.
-        """
-        import torch
-
-        if settings == self._settings:
-            return
-        sys.path.extend(place for place in settings.path if place not in sys.path)
-        if settings.versions != versions():
-            raise PoolError(
-                f"workers: node {self.node()[:8]} has {versions()}; expected {settings.versions} as in the driver: install "
-                "the same versions there, or pass a runtime_env to ray.init"
-            )
-        import_modules(settings.modules)
-        sharing = settings.workers_of_nodes.get(self.node(), 1)
-        torch.set_num_threads(max(1, min(settings.threads, (os.cpu_count() or 1) // sharing)))
-        set_arithmetic_flags(settings.flags)
-        if torch.cuda.is_available():
-            torch.cuda.set_device(0)  # the only one that Ray shows to this worker
-        keep_memory()
-        enter_worker(sharing)
-        self._settings = settings
-
-    def run(
-        self, settings: WorkerSettings, function: bytes, shared: dict[str, tuple[str, list[Any]]], piece: Any
-    ) -> Any:
-        """Return the result of a piece."""
-        import ray
-
-        try:
-            self.prepare(settings)
-            objects = {
-                name: _kept(self._objects, key, functools.partial(ray.get, reference))
-                for name, (key, [reference]) in shared.items()
-            }
-            return ray.cloudpickle.loads(function)(objects, piece)
-        except (Exception, SystemExit) as error:
-            if (sent := portable(error)) is error:
-                raise
-            raise sent from error
-
-
-def _kept(kept: dict[str, Any], key: str, make: Callable[[], Any]) -> Any:
-    """Return the entry of a dictionary that holds the latest :data:`KEPT` entries."""
-    kept[key] = kept.pop(key) if key in kept else make()
-    if len(kept) > KEPT:
-        del kept[next(iter(kept))]
-    return kept[key]
 
 
 @dataclass(eq=False)
@@ -157,7 +78,7 @@ class _Slot:
 
 
 class RayPool(Pool):
-    """Workers on Ray; see :func:`~.current.ray_workers`.
+    """Workers on Ray; see :func:`~openood_adascale.parallel.ray_workers`.
 
     With the driver's number of threads per worker, results equal those of one process bit for bit.
     """
@@ -184,6 +105,7 @@ class RayPool(Pool):
             self.workers = workers or gpus
             # More workers than GPUs share them evenly.
             options = {"num_gpus": 1 / math.ceil(self.workers / gpus)} if gpus else {}
+            self._check_size()
             self._make = self._ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1, **options)(Worker)
             self._slots = [_Slot(self._make.remote()) for _ in range(self.workers)]
             nodes = self._first_answers([slot.actor.node.remote() for slot in self._slots])
@@ -213,7 +135,7 @@ class RayPool(Pool):
         modules = inspect_object("function", function)[1]
         sent = {}
         for name, one in shared.items():
-            reference, needed = _kept(self._references, one.key, functools.partial(self._put, name, one))
+            reference, needed = kept(self._references, one.key, functools.partial(self._put, name, one))
             modules |= needed
             sent[name] = (one.key, [reference])
         call = _Call((self._settings(modules), self._ray.cloudpickle.dumps(function), sent), describe)
@@ -250,11 +172,7 @@ class RayPool(Pool):
                 self._ray._private.worker.print_to_stdstream = self._shown
 
     def _start(self, workers: int | None, address: str, dashboard: bool) -> None:
-        """Start or join Ray.
-
-        Raises:
-            PoolError: If that fails.
-        """
+        """Start or join Ray."""
         options: dict[str, Any] = {"address": address}
         if address == "local":
             options["num_cpus"] = max(workers or 1, os.cpu_count() or 1)
@@ -281,8 +199,6 @@ class RayPool(Pool):
         return self._ray.put(one.value), modules
 
     def _settings(self, modules: Iterable[str] = ()) -> WorkerSettings:
-        import torch
-
         return WorkerSettings(
             path=list(sys.path),
             threads=torch.get_num_threads(),
@@ -293,11 +209,7 @@ class RayPool(Pool):
         )
 
     def _first_answers(self, references: list[Any]) -> list[Any]:
-        """Return the workers' answers.
-
-        Raises:
-            PoolError: If a worker does not start.
-        """
+        """Return the workers' answers, or raise a PoolError if a worker does not start."""
         errors = self._ray.exceptions
         try:
             answers: list[Any] = self._ray.get(references, timeout=self._start_timeout)
@@ -315,6 +227,14 @@ class RayPool(Pool):
                 "pass a runtime_env to ray.init"
             ) from error
         return answers
+
+    def _check_size(self) -> None:
+        """Raise a PoolError if there are more workers than CPUs, and the cluster does not grow."""
+        cpus = self._ray.cluster_resources().get("CPU", 0)
+        if self.workers > cpus and not _has_autoscaler():
+            raise PoolError(
+                f"workers: {self.workers} are not possible in a cluster of {cpus:g} CPUs; expected at most one for each CPU"
+            )
 
     def _resources(self) -> str:
         found = self._ray.cluster_resources()
@@ -334,11 +254,7 @@ class RayPool(Pool):
                     slot.tasks.append(task)
 
     def _collect(self) -> None:
-        """Wait for a result, and replace workers that are lost or exceed the timeout.
-
-        Raises:
-            WorkerLostError: If no worker can be started.
-        """
+        """Wait for a result, and replace workers that are lost or exceed the timeout."""
         slots = {
             slot.starting or slot.tasks[0].reference: slot
             for slot in self._slots
@@ -440,6 +356,18 @@ def _import_ray() -> Any:
             f"ray: it cannot be imported ({error}); expected the extra: pip install 'openood-adascale[ray]'"
         ) from error
     return ray
+
+
+def _has_autoscaler() -> bool:
+    """Return True if the cluster that Ray is connected to may add nodes by itself."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if _internal_kv_get("__autoscaler_v2_enabled", namespace="__autoscaler") == b"1":
+        return True
+    status = json.loads(_internal_kv_get("__autoscaling_status") or "{}")
+    types = (status.get("autoscaler_report") or {}).get("node_type_mapping") or {}
+    # Without an autoscaler each node has a type of its own.
+    return not all(re.fullmatch("node_[0-9a-f]+", kind) for kind in types.values())
 
 
 def _timeout() -> float:

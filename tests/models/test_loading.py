@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from openood_adascale.errors import SettingError
 from openood_adascale.models.loading import _with_new_names, load_network
-from openood_adascale.models.weights import class_count
 
 Image = pytest.importorskip("PIL.Image")
 torchvision = pytest.importorskip("torchvision")
@@ -102,13 +101,6 @@ def test_googlenet_transforms_its_input(tmp_path, auxiliary):
         torch.testing.assert_close(loaded.network(image), network(image))
 
 
-@pytest.mark.parametrize(("state", "count"), [({"fc": (5, 2), "b": (5,)}, 5), ({"fc": (7, 2)}, 7), ({}, 7)])
-def test_class_count_is_read_from_the_head(state, count):
-    shapes = {"a": (7, 2, 7, 7), "fc": (7, 2), "b": (7,)}
-    state = {name: torch.zeros(shape) for name, shape in {"a": (7, 2, 7, 7), **state}.items()}
-    assert class_count(state, shapes, 7) == count
-
-
 # Specs.
 
 
@@ -117,7 +109,6 @@ def test_class_count_is_read_from_the_head(state, count):
     [
         ("resnet18", None, "network: 'resnet18'.*torchvision:NAME, timm:NAME"),
         (None, None, "network: None"),
-        ("torchvision:resnet18", None, "weights: None.*random"),
         ("timm:test_resnet", None, "weights: None.*random"),
         ("torchvision:resnet19", "default", "such as .*resnet18"),
         ("torchvision:fcn_resnet50", "default", "a classifier"),
@@ -127,9 +118,6 @@ def test_class_count_is_read_from_the_head(state, count):
         ("timm:test_resnet", 3, "weights: 3"),
         ("torchvision:", None, "network: 'torchvision:'"),
         ("no.such.module:f", None, "No module named"),
-        ("no/such/file.py:f", None, "there is no 'no/such/file.py'"),
-        ("file.py", None, "network: 'file.py'"),
-        ("json:dump s", None, "network: 'json:dump s'"),
         ("json:dumsp", None, "such as .*dumps"),
         ("json:dumps", None, "dumps raised TypeError"),
         ("platform:system", None, "system returned str"),
@@ -270,21 +258,17 @@ def test_classifier_of_transformers_is_loaded_from_a_folder(vit, monkeypatch):
     loaded = load_network(f"hf:{vit}")
     assert loaded.classes == list(HUGGING_FACE)
     assert "size={'height': 16, 'width': 16}" in loaded.description
-    pixels = transformers.ViTImageProcessor.from_pretrained(vit)(images=IMAGE, return_tensors="pt")[
-        "pixel_values"
-    ]
-    torch.testing.assert_close(loaded.transform(IMAGE)[None], pixels)
+    pixels = transformers.ViTImageProcessor.from_pretrained(vit)(images=IMAGE, return_tensors="pt")
+    torch.testing.assert_close(loaded.transform(IMAGE)[None], pixels["pixel_values"])
     assert loaded.class_count(loaded.transform(IMAGE)) == 3
     again = pickle.loads(pickle.dumps(loaded.transform))
     assert repr(again) == repr(loaded.transform)
     changed = {name: value + 1 for name, value in loaded.network.state_dict().items()}
-    filled = load_network(
-        f"hf:{vit}", saved(vit / "w.safetensors", changed), transform="size=16,mean=0,std=1"
-    )
+    weights = saved(vit / "w.safetensors", changed)
+    filled = load_network(f"hf:{vit}", weights, transform="size=16,mean=0,std=1")
     torch.testing.assert_close(filled.network.classifier.bias, changed["classifier.bias"])
-    assert load_network("timm:test_resnet", weights_of(vit / "r.pth"), f"hf:{vit}").description.startswith(
-        "ViT"
-    )
+    other = load_network("timm:test_resnet", weights_of(vit / "r.pth"), f"hf:{vit}")
+    assert other.description.startswith("ViT")
 
 
 def test_folder_that_is_no_classifier_is_named(vit, monkeypatch):

@@ -49,13 +49,8 @@ def test_reading_weights_executes_nothing(tmp_path, how, monkeypatch):
     with pytest.raises(SettingError, match=r"weights: '.*x\.pth'") as caught:
         load_network("timm:test_resnet", path)
     assert not folder.exists()
-    expected = {
-        "zip": "posix.mkdir",
-        "legacy": "posix.mkdir",
-        "within": "posix.mkdir",
-        "pickle": "file of torch.save",
-    }
-    assert expected.get(how, "a tar archive") in str(caught.value)
+    expected = "a tar archive" if "tar" in how else "file of torch.save" if how == "pickle" else "posix.mkdir"
+    assert expected in str(caught.value)
     assert "`weights_only`" not in str(caught.value)  # torch's advice to execute it
 
 
@@ -89,8 +84,10 @@ def test_file_with_more_than_weights_is_refused(tmp_path):
 def test_broken_file_is_named(tmp_path, end):
     good = tmp_path / f"x{end}"
     (save_file if end == ".safetensors" else torch.save)(network().state_dict(), good)
-    assert load_network("timm:test_resnet", good).network.num_classes == 3
     whole = good.read_bytes()
+    other = tmp_path / f"x{'.pth' if end == '.safetensors' else '.ckpt'}"  # safetensors may have another name
+    other.write_bytes(whole)
+    assert load_network("timm:test_resnet", other).network.num_classes == 3
     path = tmp_path / f"broken{end}"
     for content in (b"", b"abc" * 9, whole[:100], whole[:-500], b"PK\x03\x04" + bytes(50)):
         path.write_bytes(content)
@@ -170,16 +167,6 @@ def test_prefixes_are_removed_where_the_names_then_fit(state):
     assert "prefix" in said[0]
 
 
-def test_prefix_is_removed_from_weights_of_an_older_layer():
-    """BatchNorm saved no num_batches_tracked before torch 0.4.1, and fills it in."""
-    network = nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-    names = [name for name in network.state_dict() if "num_batches" not in name]
-    load_weights(
-        network, {f"module.{name}": torch.ones_like(network.state_dict()[name]) for name in names}, "x", "y"
-    )
-    assert all(bool((network.state_dict()[name] == 1).all()) for name in names)
-
-
 def test_names_that_fit_are_kept():
     own = nn.ModuleDict({"model": layers(), "module": nn.Linear(2, 2)})
     assert renamed_to_fit(own.state_dict(), own.state_dict())[1] == ""
@@ -192,13 +179,10 @@ def test_names_that_fit_are_kept():
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("x.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 44\n", "git lfs pull"),
-        ("x.pth", b"<!DOCTYPE html><html>404</html>", "an HTML page"),
         ("x.pth", b"<?xml version='1.0'?><Error>", "an HTML page"),
         ("x.safetensors", b'{"error": "not found"}', "JSON"),
         ("x.pth", b"\x1f\x8b\x08", "gzip"),
         ("x.pth", b"\x89HDF\r\n", "HDF5"),
-        ("x.pth", b"", "empty"),
         ("x.safetensors", b"PK\x03\x04", "end in .pth"),
     ],
 )
@@ -206,8 +190,3 @@ def test_file_of_another_kind_is_named(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SettingError, match=told):
         read_state_dict(tmp_path / name)
-
-
-def test_safetensors_of_another_name_are_read(tmp_path):
-    save_file(STATE, tmp_path / "x.pth")
-    assert read_state_dict(tmp_path / "x.pth").keys() == STATE.keys()

@@ -1,7 +1,5 @@
 """The pool interface in this process, and the texts and variables that choose a pool."""
 
-import multiprocessing
-
 import numpy as np
 import pytest
 
@@ -10,10 +8,8 @@ from openood_adascale.parallel import (
     PoolError,
     SharedObject,
     content_key,
-    current_pool,
     parse_address,
     ray_workers,
-    reader_processes,
     refuse_torchrun,
 )
 from openood_adascale.parallel.sending import import_modules
@@ -34,20 +30,6 @@ def test_local_pool_yields_results_in_order_one_at_a_time():
     assert next(results) == 10
     assert seen == [0]
     assert list(results) == [11, 12, 13, 14]
-
-
-def test_local_pool_raises_the_original_exception():
-    def fail(objects, piece):
-        raise KeyError("the original")
-
-    with pytest.raises(KeyError, match="the original"):
-        list(Pool().map(fail, [1], {}))
-
-
-def test_current_pool_without_ray_is_this_process(monkeypatch):
-    monkeypatch.delenv("OPENOOD_ADASCALE_RAY", raising=False)
-    assert current_pool().workers == 1
-    assert reader_processes(8) == 8
 
 
 @pytest.mark.parametrize(
@@ -99,12 +81,6 @@ def test_content_key_follows_the_content():
     assert content_key("a", np.arange(4)) != content_key("a", np.arange(4)[::-1])
     assert content_key("a", [1, 2]) == content_key("a", [1, 2])
     assert content_key("a", [1, 2]) != content_key("a", [1, 3])
-
-
-def test_object_that_cannot_be_pickled_is_named():
-    pytest.importorskip("ray", reason="needs the extra ray")
-    with pytest.raises(PoolError, match="cannot be sent to other processes"):
-        content_key("network", multiprocessing.Lock())
 
 
 def test_module_of_another_source_is_named(tmp_path, monkeypatch):

@@ -84,13 +84,7 @@ def encoder_of(
 def statistics_of(
     features: Tensor, extractor: FeatureExtractor, request: FeatureRequest
 ) -> Iterator[FeatureStatistics]:
-    """Yield the feature statistics of an :class:`Encoder`'s output in blocks of :data:`ROWS`.
-
-    Raises:
-        RuntimeError: The network's head is unknown, as no image has gone through it yet.
-        ValueError: Features of another shape, without a perturbation of the request, or not finite (names the rows).
-        TypeError: Not a floating tensor.
-    """
+    """Yield the feature statistics of an :class:`Encoder`'s output in blocks of :data:`ROWS`; errors name bad rows."""
     if not isinstance(features, Tensor) or not features.is_floating_point():
         given = features.dtype if isinstance(features, Tensor) else type(features).__name__
         raise TypeError(f"features: {given} is not allowed; expected a floating tensor")
