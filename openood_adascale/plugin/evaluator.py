@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-from .import_hook import DATASETS_VARIABLE, Changes, say
+from .import_hook import DATASETS_VARIABLE, MARK, Changes, say
 
 FROM_FEATURES = (
     "msp", "mls", "ebo", "gen", "klm", "temp_scaling", "gradnorm", "react", "ash", "scale", "vra", "dice", "she", "knn",
@@ -24,8 +24,6 @@ FROM_FEATURES = (
 WORKERS_VARIABLE = "OPENOOD_ADASCALE_WORKERS"
 POOL_VARIABLE = "OPENOOD_ADASCALE_RAY"
 CACHE_VARIABLE = "OPENOOD_ADASCALE_CACHE_DIR"
-MARK = "__openood_adascale__"
-"""Attribute of this package's wrappers."""
 _SERVED = f"{MARK}features"
 _METHODS = ("eval_ood", "eval_acc", "hyperparam_search", "_classifier_inference")
 _FUNCTIONS = {

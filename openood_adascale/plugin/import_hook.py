@@ -9,12 +9,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 VARIABLE = "OPENOOD_ADASCALE_DISABLE"
 DATASETS_VARIABLE = "OPENOOD_ADASCALE_DATASETS"
 """Environment variable: YAML files of custom datasets, separated as paths are."""
+MARK = "__openood_adascale__"
+"""Attribute of this package's wrappers."""
 PARTS = ("register", "device", "stubs", "memory")
 _ALL = {"1", "all", "true"}
 LOCK = threading.RLock()  # guards the plugin's state; never held while a module of OpenOOD is imported
@@ -88,6 +90,7 @@ class Changes:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
+        self._replaced: list[tuple[Any, Any]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set ``owner[name]`` of a dict, or ``owner.name`` of a module or class."""
@@ -105,19 +108,28 @@ class Changes:
         before = vars(module)[name]
         setattr(module, name, value)
         _rebind(before, value)
-        self._undo.append(lambda: _rebind(value, before))
+        self._replaced.append((before, value))
+        self._undo.append(lambda: _rebind(before, before))
+
+    def replace_late_copies(self) -> None:
+        """Repeat :meth:`replace` for modules that another thread was executing meanwhile."""
+        for before, value in self._replaced:
+            _rebind(before, value)
 
     def undo(self) -> None:
         """Restore the previous state, the last change first."""
+        self._replaced.clear()
         while self._undo:
             self._undo.pop()()
 
 
-def _rebind(old: Any, new: Any) -> None:
+def _rebind(original: Any, new: Any) -> None:
+    """Replace all copies of a function, and of this package's wrappers of it."""
     for name, module in list(sys.modules.items()):
         if name == "__main__" or name.partition(".")[0] == "openood":
             for key, value in list(getattr(module, "__dict__", {}).items()):
-                if value is old:
+                is_ours = isinstance(value, FunctionType) and hasattr(value, MARK)
+                if value is original or (is_ours and value.__wrapped__ is original):
                     setattr(module, key, new)
 
 

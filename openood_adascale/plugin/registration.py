@@ -175,6 +175,8 @@ def _catch_up() -> None:
         FINDER.pending = present.keys() - ready.keys()
     for module in ready.values():
         _patch(module)
+    with LOCK:
+        _changes.replace_late_copies()
 
 
 def _patch(module: ModuleType) -> None:
