@@ -291,6 +291,18 @@ def test_exchanged_k1_and_k2_draw_a_warning():
         warn_if_doubtful([AdaSCALESettings(k1=5, k2=5), BFActSettings()])
 
 
+def test_percentiles_that_look_like_fractions_draw_a_warning():
+    with pytest.warns(
+        UserWarning, match=r"percentile = \(0\.8, 0\.85\) is 0\.8 % and 0\.85 %, .* expected 80 and 85 "
+    ):
+        AdaSCALE(TinyNet(), percentile=(0.8, 0.85))
+    with pytest.warns(UserWarning, match=r"percentile = 0\.9 is 0\.9 %, .* expected 90 "):
+        warn_if_doubtful([BFActSettings(percentile=0.9)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AdaSCALE(TinyNet(), percentile=(0.8, 1.5))
+
+
 # Sweeps.
 
 

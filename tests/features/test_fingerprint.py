@@ -22,7 +22,12 @@ from torchvision import datasets, transforms
 from torchvision.datasets.folder import default_loader
 
 from openood_adascale.data.files import ImageFiles
-from openood_adascale.features.fingerprint import NotFingerprintableError, dataset_key, network_key
+from openood_adascale.features.fingerprint import (
+    NotFingerprintableError,
+    dataset_key,
+    network_key,
+    weights_fingerprint,
+)
 
 
 @pytest.fixture
@@ -127,6 +132,17 @@ def test_relative_path_key_depends_on_working_directory(paths, tmp_path, monkeyp
         found.append(key(ImglistDataset(os.path.dirname(paths[0]), ["0.png 1"])))
     assert found[0] != found[2]
     assert found[1] == found[3]
+
+
+def test_working_directory_need_not_be_utf8(paths, tmp_path, monkeypatch):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        (folder / "a").mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    os.link(paths[0], folder / "a" / "0.png")
+    monkeypatch.chdir(folder)
+    assert key(ImglistDataset("a", ["0.png 1"])) == key(ImglistDataset("a", ["0.png 1"]))
 
 
 def test_shortened_image_list_changes_the_key(paths):
@@ -264,6 +280,15 @@ def test_keys_are_the_same_in_another_process(paths):
     torch.manual_seed(0)
     want = [key(datasets.ImageFolder(folder_of(paths), transform)), network_key(TinyNet(), None)]
     assert done.stdout.split() == want
+
+
+def test_counter_of_several_modules_is_no_weight():
+    network, counter = TinyNet(), torch.tensor(0)
+    for module in (network, network.fc):
+        module.register_buffer("seen", counter)
+    first = weights_fingerprint(network)
+    counter += 1
+    assert weights_fingerprint(network) == first
 
 
 def test_network_key_is_of_weights_repr_and_source():

@@ -60,6 +60,14 @@ def test_scaling_factors_of_a_range_equal_reference(a, chosen):
         assert torch.equal(statistics.scaling_factor(each), statistics.scaling_factor(percentile))
 
 
+def test_factor_of_each_tenth_of_a_percent_equals_reference():
+    a = np.random.default_rng(0).random((1, 1000), np.float32)
+    statistics = statistics_of(a, {}, FeatureRequest((0.1, 99.9)))
+    for percentile in np.linspace(0.1, 99.9, 499).round(1):
+        found = float(statistics.scaling_factor(float(percentile)))
+        assert found == pytest.approx(reference.factor(a[0].astype(float), percentile), rel=1e-6), percentile
+
+
 @given(activations(), st.data())
 def test_statistics_of_a_part_are_a_part_of_the_statistics(a, data):
     request = FeatureRequest((60, 90), (5.0,), (50.0,), (TRIVIAL,), True)
