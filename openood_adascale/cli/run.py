@@ -10,6 +10,9 @@ from ..errors import SettingError
 from ..plugin.registration import register
 from .options import add_ray, chosen_pool, describe, group
 
+_SCRIPTS = ("eval_ood.py", "eval_ood_imagenet.py")
+"""OpenOOD's scripts that use its ``Evaluator``."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
@@ -67,23 +70,35 @@ def execute(options: argparse.Namespace) -> int:
             by_name: dict[str, list[Any]] = {}
             for one in results:
                 by_name.setdefault(one.name, []).append(one)
-            _save(by_name, variables, options.output)
+            _save(by_name, script, variables, options.output)
             return 0
         names = chosen_names(options.postprocessors)
         outcomes = run_many(script, options.arguments, names, options.cache_dir)
     print(summary(outcomes))
     if done := [outcome for outcome in outcomes if not outcome.failed]:
-        _save({one.name: one.results for one in done}, done[-1].variables, options.output)
+        _save({one.name: one.results for one in done}, script, done[-1].variables, options.output)
     return int(any(outcome.failed for outcome in outcomes))
 
 
-def _save(evaluations: dict[str, list[Any]], variables: dict[str, Any], output: Path | None) -> None:
-    """Write the evaluations to the output folder, or to the folder ``root`` of OpenOOD's scripts."""
+def _save(
+    evaluations: dict[str, list[Any]], script: Path, variables: dict[str, Any], output: Path | None
+) -> None:
+    """Write the evaluations to the output folder, or to the folder ``root`` of OpenOOD's scripts.
+
+    Raises:
+        SettingError: The folder cannot be written to, or has an earlier run that cannot be read.
+    """
+    if output is None and script.name not in _SCRIPTS:  # another script's root may be anything
+        return
     folder = output or variables.get("root")
-    if not evaluations or not isinstance(folder, str | Path):
+    if not evaluations or folder is None:
         return
     from ..plugin.results import save_runs
 
-    is_saved = output is None and getattr(variables.get("args"), "save_csv", False)
-    for path in save_runs(evaluations, Path(folder), save_tables=not is_saved):
+    is_saved = output is None and variables["args"].save_csv
+    try:
+        paths = save_runs(evaluations, Path(folder), save_tables=not is_saved)
+    except (ValueError, OSError) as error:
+        raise SettingError("--output", str(folder), f"a folder for the results ({error})") from error
+    for path in paths:
         print(f"results: {path}; for a report: openood-adascale report {path.parent}")

@@ -129,11 +129,12 @@ def _method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         full_spectrum = _wants_csid(name, args, kwargs)
         if datasets is not None and full_spectrum:
             datasets.require_csid(getattr(evaluator, "id_name", None))
+        orders: AbstractContextManager[None] = nullcontext()
         if name == "eval_ood" and _listeners:
-            from .results import evaluated, record_orders
+            from .results import evaluated, recorded_orders
 
-            record_orders(evaluator, full_spectrum)
-        with _cache_in_use(evaluator):
+            orders = recorded_orders(evaluator, full_spectrum)
+        with orders, _cache_in_use(evaluator):
             found = _known_predictions(evaluator, *args) if name == "_classifier_inference" else None
             found = original(evaluator, *args, **kwargs) if found is None else found
         if name == "eval_ood" and _listeners:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -30,6 +32,10 @@ class Evaluation(NamedTuple):
     settings: dict[str, Any]
     """Of the postprocessor, if it is one of this package."""
     result: Result
+
+
+_ORDERS: WeakKeyDictionary[Any, np.ndarray] = WeakKeyDictionary()
+"""Dataset indices in the order in which shuffled loaders yielded the images that were scored."""
 
 
 class RecordingSampler(data.Sampler[int]):
@@ -58,12 +64,22 @@ def test_loaders(evaluator: Any, full_spectrum: bool) -> Iterator[tuple[str, Any
             yield name, loader, saved["ood"][side][name]
 
 
-def record_orders(evaluator: Any, full_spectrum: bool) -> None:
-    """Record the order in which shuffled loaders (``eval_ood_imagenet.py``) yield the images of the next evaluation."""
+@contextmanager
+def recorded_orders(evaluator: Any, full_spectrum: bool) -> Iterator[None]:
+    """Record the order in which shuffled loaders, as in ``eval_ood_imagenet.py``, first yield their images."""
+    recorded = []
     for _, loader, saved in test_loaders(evaluator, full_spectrum):
         batches: Any = getattr(loader, "batch_sampler", None)
         if saved is None and isinstance(getattr(batches, "sampler", None), data.RandomSampler):
             batches.sampler = RecordingSampler(batches.sampler)
+            recorded.append((loader, batches))
+    try:
+        yield
+    finally:
+        for loader, batches in recorded:
+            if orders := batches.sampler.orders:
+                _ORDERS[loader] = np.array(orders[0])  # the accuracy may iterate once more
+            batches.sampler = batches.sampler.sampler
 
 
 def evaluated(evaluator: Any, name: str, table: pd.DataFrame, full_spectrum: bool) -> Evaluation:
@@ -77,51 +93,31 @@ def evaluated(evaluator: Any, name: str, table: pd.DataFrame, full_spectrum: boo
     """
     details_of: Callable[[Any], dict[str, np.ndarray]]
     details_of = getattr(evaluator.postprocessor, "details_of", lambda loader: {})
-    values: dict[str, dict[str, list[np.ndarray]]] = {}
+    scores: dict[str, list[np.ndarray]] = {}
     images: dict[str, list[PerImage]] = {}
     for key, loader, saved in test_loaders(evaluator, full_spectrum):
-        order, count = _order(loader), len(saved[1])
-        for kind, found in {"scores": np.asarray(saved[1], np.float64), **details_of(loader)}.items():
-            values.setdefault(key, {}).setdefault(kind, []).append(_in_order(found, order))
-        predictions, labels = (_in_order(as_classes(saved[place], count), order) for place in (0, 2))
-        paths = _paths(loader, order)
-        one = PerImage(labels, predictions, paths if len(paths) == count else ())
-        images.setdefault(key, []).append(one)
-    arrays = {
-        key: {kind: np.concatenate(parts) for kind, parts in own.items()} for key, own in values.items()
-    }
+        order, count = _ORDERS.get(loader), len(saved[1])
+        columns = {"predictions": as_classes(saved[0], count), "labels": as_classes(saved[2], count)}
+        found = {"scores": np.asarray(saved[1], np.float64), **columns, **details_of(loader)}
+        if order is not None and len(order) == count:
+            place = np.argsort(order)
+            found = {kind: values[place] for kind, values in found.items()}
+            loader = data.DataLoader(loader.dataset, loader.batch_size, collate_fn=loader.collate_fn)
+        scores.setdefault(key, []).append(found.pop("scores"))
+        paths = [os.path.abspath(path) for path in files_of(loader)]
+        images.setdefault(key, []).append(PerImage(**found, paths=paths if len(paths) == count else ()))
     near, far = (tuple(evaluator.dataloader_dict["ood"][side]) for side in ("near", "far"))
-    settings = getattr(evaluator.postprocessor, "settings", None)
     result = Result(
         table,
-        {key: own["scores"] for key, own in arrays.items()},
+        {key: np.concatenate(parts) for key, parts in scores.items()},
         near=near,
         far=far,
         scheme="fsood" if full_spectrum else "ood",
-        images={
-            key: replace(
-                joined(found), percentiles=arrays[key].get("percentiles"), oodness=arrays[key].get("oodness")
-            )
-            for key, found in images.items()
-        },
+        images={key: joined(parts) for key, parts in images.items()},
     )
+    settings = getattr(evaluator.postprocessor, "settings", None)
     known = settings.as_dict() if isinstance(settings, Settings) else {}
     return Evaluation(name, evaluator.id_name, known, result)
-
-
-def _order(loader: Any) -> np.ndarray | None:
-    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    return np.array(sampler.orders[0]) if isinstance(sampler, RecordingSampler) and sampler.orders else None
-
-
-def _in_order(values: np.ndarray, order: np.ndarray | None) -> np.ndarray:
-    return values if order is None or len(order) != len(values) else values[np.argsort(order)]
-
-
-def _paths(loader: Any, order: np.ndarray | None) -> Sequence[str]:
-    if order is not None:
-        loader = data.DataLoader(loader.dataset, loader.batch_size, collate_fn=loader.collate_fn)
-    return [os.path.abspath(path) for path in files_of(loader)]
 
 
 def save_runs(
@@ -138,7 +134,7 @@ def save_runs(
         save_tables: False keeps the tables that OpenOOD's script has written there.
 
     Raises:
-        ResultError: The postprocessors were evaluated on different sets or images.
+        ResultError: The postprocessors were evaluated on different sets or images, or an earlier run cannot be read.
         OSError: A file cannot be written.
     """
     identity = identify(folder / "ood" / "unnamed.csv")

@@ -128,7 +128,23 @@ def test_run_saves_shuffled_images_in_the_order_of_the_dataset(run_script, image
     )
     assert_scores_give_the_tables(run)
     own = run.images[run.images["set"] == "id"]
-    assert own["path"].is_unique
+    folder = imagenet_checkpoint.parents[2] / "data"
+    lines = (folder / "benchmark_imglist/imagenet/test_imagenet.txt").read_text().splitlines()
+    listed = [line.split(" ", 1) for line in lines]
+    assert [path.endswith(name) for path, (name, _) in zip(own["path"], listed, strict=True)] == [True] * len(
+        own
+    )
+    assert own["label"].tolist() == [int(label) for _, label in listed]
+    assert own["label"].nunique() > 1
+    (imagenet_checkpoint.parent / "run.json").write_text("{}")
+    done = run_script(
+        ["-m", "openood_adascale", "run", "scripts/eval_ood_imagenet.py", "--ckpt-path", imagenet_checkpoint,
+         "--postprocessor", "msp", "--batch-size", "8"],
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "expected a folder for the results" in done.stderr
+    assert "Traceback" not in done.stderr
     assert own["percentile_adascale"].between(0, 100).all()
 
 
